@@ -1,0 +1,47 @@
+"""invsolve: imaging inverse problems with pretrained generative priors.
+
+Images are in [-1, 1]; t = 0 is data and t = 1 is noise; sigma of the measurement noise is in [-1, 1] units.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from .api import restore
+from .operators import OPERATORS, LinearOperator, Operator, build_operator
+from .priors import PRIORS, Prior, load_prior
+from .problem import GaussianNoise, NoNoise, Noise, PoissonNoise, Problem, simulate
+from .result import Result, Status
+from .rng import ImageRng
+from .solve import solve
+from .solver import Solver
+from .solvers import SOLVERS, build_solver
+from .times import TIMES, make_times
+
+__all__ = [
+    "OPERATORS",
+    "PRIORS",
+    "SOLVERS",
+    "TIMES",
+    "GaussianNoise",
+    "ImageRng",
+    "LinearOperator",
+    "NoNoise",
+    "Noise",
+    "Operator",
+    "PoissonNoise",
+    "Prior",
+    "Problem",
+    "Result",
+    "Solver",
+    "Status",
+    "build_operator",
+    "build_solver",
+    "load_prior",
+    "make_times",
+    "restore",
+    "simulate",
+    "solve",
+]
+
+__version__ = version("invsolve")

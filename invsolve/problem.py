@@ -1,0 +1,173 @@
+"""The inverse problem: y = A(x) + noise, and how likely a picture is given y."""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .operators.base import LinearOperator, Operator, check_shape
+from .rng import ImageRng
+
+__all__ = ["GaussianNoise", "NoNoise", "Noise", "PoissonNoise", "Problem", "simulate"]
+
+
+class Noise(abc.ABC):
+    """What is added to A(x)."""
+
+    @abc.abstractmethod
+    def sample(self, clean: Tensor, rng: ImageRng) -> Tensor:
+        """A noisy measurement of the noiseless data (B, *data_shape)."""
+
+    @abc.abstractmethod
+    def std(self, y: Tensor) -> Tensor:
+        """Standard deviation per image (B,), in units of the [-1, 1] data; the root mean square where it varies."""
+
+    @abc.abstractmethod
+    def nll(self, y: Tensor, prediction: Tensor) -> Tensor:
+        """-log p(y | A(x)) per entry, up to a constant, (B, *data_shape)."""
+
+
+@dataclass(frozen=True)
+class GaussianNoise(Noise):
+    """y = A(x) + sigma * n, n ~ N(0, I).
+
+    Arguments:
+        sigma: standard deviation in units of the [-1, 1] image: twice the value in [0, 1] units, and
+            2/255 times the value in grey levels.
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.sigma) and self.sigma > 0):
+            raise ValueError(
+                f"sigma must be a positive number in units of the [-1, 1] image, got {self.sigma!r}; "
+                "use NoNoise() (or --sigma 0) for a noiseless measurement."
+            )
+
+    def sample(self, clean: Tensor, rng: ImageRng) -> Tensor:
+        return clean + self.sigma * rng.randn_like(clean)
+
+    def std(self, y: Tensor) -> Tensor:
+        return y.new_full((len(y),), self.sigma)
+
+    def nll(self, y: Tensor, prediction: Tensor) -> Tensor:
+        return (y - prediction).square() / (2 * self.sigma**2)
+
+
+@dataclass(frozen=True)
+class PoissonNoise(Noise):
+    """y = 2 k / peak - 1 with k ~ Poisson(peak * (A(x) + 1) / 2): photon counts, scaled back to [-1, 1].
+
+    Arguments:
+        peak: expected count where the picture is white (+1).
+    """
+
+    peak: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.peak) and self.peak > 0):
+            raise ValueError(f"peak must be a positive photon count, got {self.peak!r}; typical values are 10 to 1000.")
+
+    def sample(self, clean: Tensor, rng: ImageRng) -> Tensor:
+        return 2 * rng.poisson(self.peak * ((clean + 1) / 2).clamp_min(0)) / self.peak - 1
+
+    def std(self, y: Tensor) -> Tensor:
+        mean_count = (self.peak * (y + 1) / 2).clamp_min(0).flatten(1).mean(dim=1)
+        return 2 * mean_count.clamp_min(0.25).sqrt() / self.peak
+
+    def nll(self, y: Tensor, prediction: Tensor) -> Tensor:
+        counts = self.peak * (y + 1) / 2
+        rate = (self.peak * (prediction + 1) / 2).clamp_min(1e-3)  # keeps the logarithm and its slope finite
+        return rate - counts * rate.log()
+
+
+@dataclass(frozen=True)
+class NoNoise(Noise):
+    """y = A(x).  Its `nll` is that of a Gaussian with the tolerance as standard deviation.
+
+    Arguments:
+        tolerance: how closely noiseless data is held, in units of the [-1, 1] image; the default is half the
+            rounding step of an 8-bit picture.
+    """
+
+    tolerance: float = 1 / 255
+
+    def sample(self, clean: Tensor, rng: ImageRng) -> Tensor:
+        return clean
+
+    def std(self, y: Tensor) -> Tensor:
+        return y.new_zeros(len(y))
+
+    def nll(self, y: Tensor, prediction: Tensor) -> Tensor:
+        return (y - prediction).square() / (2 * self.tolerance**2)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A measurement with what made it.
+
+    Arguments:
+        operator: A.
+        noise: what was added.
+        y: measurements (B, *data_shape).
+    """
+
+    operator: Operator
+    noise: Noise
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        name = type(self.operator).__name__
+        check_shape(name, "a measurement", self.y, self.operator.data_shape, "build the operator for that picture size")
+        if not self.y.isfinite().all():
+            count = int((~self.y.isfinite()).sum())
+            raise ValueError(f"The measurement has {count} non-finite values (NaN or inf); replace or mask them first.")
+
+    @property
+    def linear(self) -> LinearOperator:
+        """The operator of a solver that declared `requires = LinearOperator`."""
+        assert isinstance(self.operator, LinearOperator)
+        return self.operator
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the noise per image (B,); zero without noise."""
+        return self.noise.std(self.y)
+
+    @property
+    def n_data(self) -> float:
+        """Number of measured values per image: hidden pixels do not count."""
+        mask = self.operator.data_mask
+        size = math.prod(self.y.shape[1:])
+        return size if mask is None else float(mask.expand(self.y.shape[1:]).sum())
+
+    def residual(self, x: Tensor) -> Tensor:
+        """A(x) - y, (B, *data_shape)."""
+        return self.operator(x) - self.y
+
+    def nll(self, x: Tensor) -> Tensor:
+        """-log p(y | x) up to a constant, (B,)."""
+        terms = self.noise.nll(self.y, self.operator(x))
+        mask = self.operator.data_mask
+        return (terms if mask is None else terms * mask.to(terms)).flatten(1).sum(dim=1)
+
+    def chi2(self, x: Tensor) -> Tensor:
+        """|A(x) - y|^2 / (sigma^2 m) per image (B,): about 1 if the picture explains the data, NaN without noise."""
+        std = self.std
+        misfit = self.residual(x).square().flatten(1).sum(dim=1) / self.n_data
+        return torch.where(std > 0, misfit / std.square().clamp_min(1e-30), torch.nan)
+
+    def rows(self, index: Tensor) -> Problem:
+        """The problem of the given rows, repeated as often as they are named."""
+        return Problem(self.operator, self.noise, self.y[index])
+
+
+def simulate(operator: Operator, noise: Noise, x: Tensor, rng: ImageRng) -> Tensor:
+    """A noisy measurement of the pictures x (B, *image_shape); hidden entries stay zero."""
+    y = noise.sample(operator(x), rng)
+    return y if operator.data_mask is None else y * operator.data_mask.to(y)

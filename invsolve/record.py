@@ -1,0 +1,168 @@
+"""Which pictures a run reads, which files it writes, and the JSON record that repeats it and tells what is done."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from .images import SUFFIXES, atomic_write
+
+__all__ = ["Settings", "Source", "check_writable", "expand_inputs", "is_done", "plan_outputs", "run_key", "write_record"]
+
+OUTPUT_SUFFIXES = (".png", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture to read; `name` is its path relative to the folder that was given, or its file name."""
+
+    path: Path
+    name: PurePath
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of a restoration that decide what its pictures look like, spelt as on the command line.
+
+    Paths in them are file names alone: a record tells nothing about the machine it was made on.
+    """
+
+    operator: str | None
+    mask: str | None
+    kernel: str | None
+    sigma: str
+    noise: str | None
+    solver: str
+    prior: str
+    samples: int
+    steps: int | None
+    seed: int
+    device: str
+    dtype: str
+
+    def command(self, name: str) -> str:
+        """The command that repeats the run on one picture, typed in the folder that holds its files."""
+        options = {key: value for key, value in asdict(self).items() if value is not None}
+        if self.noise is not None:
+            del options["sigma"]  # it is the noise that counts
+        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        return shlex.join(["invsolve", "restore", name, *words])
+
+
+def expand_inputs(inputs: Sequence[str], leave_out: Path) -> list[Source]:
+    """The pictures that files, folders and globs stand for, sorted within each.
+
+    Arguments:
+        inputs: a file is taken as it is; of a folder, all that ends like a picture, sub-folders included.
+        leave_out: the output folder, whose pictures are not inputs even if it lies inside an input folder.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or a glob has no match.
+        ValueError: a folder holds no picture.
+    """
+    sources: dict[Path, Source] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            found = [Source(p, p.relative_to(path)) for p in _pictures(path, leave_out)]
+            if not found:
+                raise ValueError(f"The folder {text} holds no picture ({', '.join(SUFFIXES)}).")
+        elif path.exists() or not glob.has_magic(text):
+            if not path.exists():
+                raise FileNotFoundError(f"{text} does not exist.")
+            found = [Source(path, PurePath(path.name))]
+        else:
+            root = Path(*[part for part in path.parts[: _first_magic(path)]])
+            matches = [Path(match) for match in sorted(glob.glob(text, recursive=True)) if Path(match).is_file()]
+            found = [Source(match, match.relative_to(root)) for match in matches]
+            if not found:
+                raise FileNotFoundError(f"No file matches {text}.")
+        sources.update({source.path.resolve(): source for source in reversed(found)})
+    return sorted(sources.values(), key=lambda source: source.name)
+
+
+def _pictures(folder: Path, leave_out: Path) -> list[Path]:
+    """Pictures below a folder, without hidden ones and without those of the output folder."""
+    out = leave_out.resolve()
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not (path.resolve().is_relative_to(out) and out != folder.resolve())
+    ]
+
+
+def _first_magic(path: Path) -> int:
+    return next(k for k, part in enumerate(path.parts) if glob.has_magic(part))
+
+
+def plan_outputs(sources: Sequence[Source], out: Path, endings: Sequence[str]) -> list[Path]:
+    """The main file that each source is written to: `out` itself if it is named like a picture, else inside it.
+
+    Arguments:
+        endings: what the run adds to the stem for the files it writes, such as "_std.png", for the search for clashes.
+
+    Raises:
+        ValueError: a file name for several pictures or of another format, two pictures with one output, or an
+            output that would replace an input.
+    """
+    if out.suffix.lower() in SUFFIXES and not out.is_dir():
+        if out.suffix.lower() not in OUTPUT_SUFFIXES:
+            raise ValueError(f"{out.name} cannot be written; name a folder, or a file ending in .png, .tif or .tiff.")
+        if len(sources) > 1:
+            raise ValueError(f"-o {out} names one file for {len(sources)} pictures; name a folder.")
+        outputs = [out]
+    else:
+        outputs = [out / source.name.with_suffix(".png") for source in sources]
+    inputs = {source.path.resolve() for source in sources}
+    owner: dict[Path, Source] = {}
+    for source, output in zip(sources, outputs, strict=True):
+        for path in (output, *(output.with_name(output.stem + ending) for ending in endings)):
+            if path.resolve() in inputs:
+                raise ValueError(f"The output {path} would replace an input; choose another folder with -o.")
+            if path in owner:
+                raise ValueError(
+                    f"{owner[path].path} and {source.path} would both be written to {path}; run them with different -o."
+                )
+            owner[path] = source
+    return outputs
+
+
+def check_writable(out: Path) -> None:
+    """Refuse, before any work, an output path whose folder cannot be made or written; makes nothing."""
+    folder = out
+    while not folder.exists():
+        folder = folder.parent
+    if folder != out and not folder.is_dir():
+        raise ValueError(f"Cannot write to {out}: {folder} is a file, not a folder.")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"Cannot write to {out}: no permission in {folder}.")
+
+
+def run_key(settings: Settings, files: Mapping[str, str], version: str) -> str:
+    """A hash of all that decides the pictures: settings, version, and the contents of input, mask and kernel."""
+    text = json.dumps({"settings": asdict(settings), "files": dict(files), "version": version}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_done(record: Path, key: str) -> bool:
+    """Whether a record tells of the same run and the pictures it wrote are still there."""
+    try:
+        text = json.loads(record.read_text())
+        return text["key"] == key and all((record.parent / name).is_file() for name in text["outputs"])
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or not one of ours: the run is made
+        return False
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record; the last file of a picture, so that its presence means that all of them are complete."""
+    atomic_write(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())

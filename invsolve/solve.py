@@ -1,0 +1,127 @@
+"""The one loop that every solver runs in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .priors.base import Metered, Prior
+from .problem import Problem
+from .result import Result, Status
+from .rng import ImageRng, derive_seed
+from .solver import Solver
+from .times import make_times
+
+__all__ = ["Observer", "solve"]
+
+
+class Observer(Protocol):
+    """Called after every step with what a progress bar, a trajectory or a metric curve needs.
+
+    `rows` names the pictures of this batch as (image, sample) pairs; `image()` decodes the current estimate,
+    (B, C, H, W), and costs a decoder call only when it is used.
+    """
+
+    def __call__(self, step: int, steps: int, rows: Sequence[tuple[int, int]], estimate: Estimate) -> None: ...
+
+
+class Estimate:
+    """The current estimate of a batch, decoded on demand."""
+
+    def __init__(self, prior: Prior, z: Tensor) -> None:
+        self.prior, self.z = prior, z
+
+    def image(self) -> Tensor:
+        """The picture it stands for (B, C, H, W)."""
+        return self.prior.decode(self.z)
+
+
+@torch.no_grad()
+def solve(
+    problem: Problem,
+    prior: Prior,
+    solver: Solver,
+    times: Tensor | None = None,
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 8,
+    observers: Sequence[Observer] = (),
+) -> Result:
+    """Draw `samples` pictures for every measurement of the problem.
+
+    Every (measurement, sample) has its own random generator, so a picture is the same at any batch size.
+
+    Arguments:
+        problem: operator, noise and measurements y (B, *data_shape).
+        prior: the prior, on the device and in the dtype wanted.
+        solver: the algorithm with its hyperparameters.
+        times: decreasing times in the prior's schedule; the solver's own default grid if not given.
+        samples: number of samples S per measurement.
+        seed: seed of the run.
+        batch_size: most rows that go through the network at once.
+        observers: called after every step.
+
+    Returns:
+        Result with samples (B, S, C, H, W).  A row that becomes non-finite is reported in `Result.status`; the
+        others go on.
+
+    Raises:
+        TypeError: the operator lacks what the solver needs.
+        ValueError: times are not decreasing, or samples or batch_size is below 1.
+    """
+    if not isinstance(problem.operator, solver.requires):
+        raise TypeError(
+            f"{type(solver).__name__} needs a {solver.requires.__name__}, and {type(problem.operator).__name__} is not "
+            "one; choose another solver, for example dps or flowdps, which need only gradients."
+        )
+    if samples < 1 or batch_size < 1:
+        raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}.")
+    times = make_times(solver.times, solver.steps, prior.schedule) if times is None else times
+    if times.ndim != 1 or len(times) < 2 or not (times.diff() < 0).all():
+        raise ValueError("times must be a 1-D tensor of at least two strictly decreasing numbers from noise to data.")
+    start = time.perf_counter()
+    metered = Metered(prior)
+    rows = [(b, s) for b in range(len(problem.y)) for s in range(samples)]
+    parts = [
+        _solve_batch(problem, metered, solver, times, seed, rows[k : k + batch_size], observers)
+        for k in range(0, len(rows), batch_size)
+    ]
+    x = torch.cat([part for part, _ in parts])
+    chi2 = torch.cat([part for _, part in parts]).reshape(-1, samples)
+    finite = x.flatten(1).isfinite().all(dim=1).reshape(-1, samples)
+    stats = {"steps": float(len(times) - 1), "seconds": time.perf_counter() - start}
+    stats |= {name: count / len(rows) for name, count in metered.counts.items()}
+    status = tuple(tuple(Status.ok if good else Status.nonfinite for good in row) for row in finite.tolist())
+    return Result(x.reshape(-1, samples, *x.shape[1:]), status, chi2, stats)
+
+
+def _solve_batch(
+    problem: Problem,
+    prior: Metered,
+    solver: Solver,
+    times: Tensor,
+    seed: int,
+    rows: list[tuple[int, int]],
+    observers: Sequence[Observer],
+) -> tuple[Tensor, Tensor]:
+    """The final pictures (B, C, H, W) of one batch of rows, with their chi^2 (B,)."""
+    y = problem.y
+    problem = problem.rows(torch.tensor([b for b, _ in rows], device=y.device))
+    rng = ImageRng(derive_seed(seed, b, s) for b, s in rows)
+    times = times.to(y.device, y.dtype)
+    state = solver.init(times[0], problem, prior, rng)
+    for k, (t, s) in enumerate(pairwise(times), start=1):
+        state = solver.step(state, t, s, problem, prior, rng)
+        z = solver.estimate(state)
+        for observe in observers:
+            observe(k, len(times) - 1, rows, Estimate(prior.prior, z))
+        if not z.flatten(1).isfinite().all(dim=1).any():
+            break  # nothing left to save in this batch
+    x = prior.decode(solver.estimate(state))
+    return x, problem.chi2(x)

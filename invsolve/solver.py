@@ -1,0 +1,45 @@
+"""What a solver, its state and its result are: interface only."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+from torch import Tensor
+
+from .operators.base import Operator
+from .priors.base import Prior
+from .problem import Problem
+from .rng import ImageRng
+
+__all__ = ["Solver"]
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver(abc.ABC, Generic[State]):
+    """One paper.  Hyperparameters are the frozen fields; what changes lives in the state.
+
+    A solver is written for latents z of any prior and any schedule: `prior.predict` gives both ends of the path,
+    `prior.schedule` its coefficients, `prior.decode` the picture.  `step` is the paper's box.
+    """
+
+    requires: ClassVar[type[Operator]] = Operator  # the capability it needs of an operator
+    samples_posterior: ClassVar[bool] = False  # whether its samples are meant to follow p(x | y)
+    times: ClassVar[str] = "uniform"  # default time grid, a name of times.TIMES
+    steps: ClassVar[int] = 50  # default number of steps
+
+    @abc.abstractmethod
+    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
+        """The state at the first time."""
+
+    @abc.abstractmethod
+    def step(self, state: State, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
+        """From time t to s < t."""
+
+    def estimate(self, state: State) -> Tensor:
+        """The latent to decode (B, *latent_shape)."""
+        assert isinstance(state, Tensor)
+        return state

@@ -1,0 +1,35 @@
+"""Steps that several papers share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..linalg import expand_to
+from ..priors.base import Prior
+from ..rng import ImageRng
+
+__all__ = ["ancestral_std", "transition"]
+
+
+def ancestral_std(prior: Prior, t: Tensor, s: Tensor, eta: float) -> Tensor:
+    """eta times the standard deviation of p(z_s | z_t, z_0) (DDIM's sigma; Song et al., arXiv 2010.02502, eq. 16).
+
+    Written with the ratios r = sigma/alpha it holds on every path: alpha_s r_s sqrt(1 - (r_s / r_t)^2).
+    """
+    _, sigma_s = prior.schedule(s)
+    shrink = prior.schedule.ratio(s) / prior.schedule.ratio(t)
+    return eta * sigma_s * (1 - shrink.square()).clamp_min(0).sqrt()
+
+
+def transition(prior: Prior, s: Tensor, clean: Tensor, noise: Tensor, fresh_std: Tensor, rng: ImageRng) -> Tensor:
+    """alpha_s clean + sqrt(sigma_s^2 - fresh_std^2) noise + fresh_std n with n ~ N(0, I).
+
+    Arguments:
+        clean, noise: the two ends (B, *latent_shape).
+        fresh_std: standard deviation of the fresh noise, at most sigma_s.
+    """
+    alpha_s, sigma_s = prior.schedule(s)
+    kept = (sigma_s.square() - fresh_std.square()).clamp_min(0).sqrt()
+    fresh = expand_to(torch.as_tensor(fresh_std), clean) * rng.randn_like(clean)
+    return expand_to(alpha_s, clean) * clean + expand_to(kept, noise) * noise + fresh

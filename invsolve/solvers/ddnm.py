@@ -1,0 +1,89 @@
+"""DDNM and DDNM+: zero-shot image restoration using the denoising diffusion null-space model
+(Wang, Yu & Zhang, ICLR 2023, arXiv 2212.00490).
+
+With A = U diag(v) V^T and c = alpha_s sigma_y (c = 0 is DDNM):
+
+    for t -> s in times:
+        z0, eps = endpoints at z_t
+        z0      = z0 + V diag(lambda_i / v_i) U^T (y - A z0)
+        z_s     = alpha_s z0 + V diag(kept_i) V^T eps + V diag(fresh_i) V^T n,  n ~ N(0, I)
+
+        v_i > 0, v_i sigma_s >= c:  lambda = 1,                                     kept = 0, fresh^2 = sigma_s^2 - (c / v_i)^2
+        v_i > 0, v_i sigma_s <  c:  lambda = v_i sigma_s sqrt(1 - eta^2) / c,       kept = 0, fresh = eta sigma_s
+        v_i = 0:                    lambda = 0,           kept = sqrt(1 - eta^2) sigma_s, fresh = eta sigma_s
+
+so that the noise of y and the fresh noise together have the level sigma_s of the path.  An operator without a
+spectrum (JPEG, non-circular blur) uses its pseudo-inverse with one lambda = min(1, sigma_s / c) for all components.
+
+| | paper | official code | here |
+|---|---|---|---|
+| eta | 0.85 | 0.85 | 0.85 |
+| steps | 100 | 100 | 100 |
+| time travel | for large holes | 1 | none |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..linalg import expand_to
+from ..operators.base import PinvOperator
+from ..operators.spectral import SpectralOperator
+from ..priors.base import Prior
+from ..problem import Problem
+from ..rng import ImageRng
+from ..solver import Solver
+from ._pieces import transition
+
+__all__ = ["DDNM"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDNM(Solver[Tensor]):
+    """DDNM+ (DDNM when the measurement has no noise).
+
+    Arguments:
+        eta: share of fresh noise in the null space, 0 to 1.
+    """
+
+    requires = PinvOperator
+    times = "vp"
+    steps = 100
+
+    eta: float = 0.85
+
+    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
+        shape = prior.latent_shape(problem.operator.image_shape)
+        noise = rng.randn(shape, dtype=problem.y.dtype, device=problem.y.device)
+        return prior.schedule(t)[1] * noise
+
+    def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
+        z0, eps = prior.predict(state, t)
+        alpha_s, sigma_s = prior.schedule(s)
+        c = expand_to(alpha_s * problem.std, z0)  # (B, 1, 1, 1)
+        eta, rest = self.eta, (1 - self.eta**2) ** 0.5
+        operator, x0 = problem.operator, prior.decode(z0)
+
+        if not isinstance(operator, SpectralOperator) or x0 is not z0:  # no spectrum, or not in the space of z
+            assert isinstance(operator, PinvOperator)
+            weight = torch.where(c > sigma_s, sigma_s / c.clamp_min(1e-30), 1)
+            z0 = prior.encode(x0 + weight * (operator.pinv(problem.y) - operator.pinv(operator(x0))))
+            return transition(prior, s, z0, eps, eta * sigma_s, rng)
+
+        def gain(v: Tensor) -> Tensor:  # lambda / v^2, applied to A^T (y - A x)
+            damped = v * sigma_s * rest / c.clamp_min(1e-30)
+            return torch.where(v > 0, torch.where(v * sigma_s >= c, 1, damped) / v.square().clamp_min(1e-30), 0)
+
+        def fresh(v: Tensor) -> Tensor:
+            matched = (sigma_s.square() - (c / v.clamp_min(1e-30)).square()).clamp_min(0).sqrt()
+            return torch.where((v > 0) & (v * sigma_s >= c), matched, eta * sigma_s)
+
+        def kept(v: Tensor) -> Tensor:
+            return torch.where(v > 0, 0, rest * sigma_s)
+
+        z0 = z0 + operator.spectral(-operator.adjoint(problem.residual(z0)), gain)
+        noise = operator.spectral(eps, kept) + operator.spectral(rng.randn_like(eps), fresh)
+        return alpha_s * z0 + noise

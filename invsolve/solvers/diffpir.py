@@ -1,0 +1,67 @@
+"""DiffPIR: denoising diffusion models for plug-and-play image restoration
+(Zhu et al., CVPR workshops 2023, arXiv 2305.08995).
+
+    for t -> s in times:
+        z0    = clean endpoint at z_t
+        rho   = weight * sigma_y^2 / (sigma_t / alpha_t)^2
+        z0    = argmin_x |A x - y|^2 + rho |x - z0|^2       (the operator's prox)
+        eps   = (z_t - alpha_t z0) / sigma_t
+        z_s   = alpha_s z0 + sigma_s (sqrt(zeta) n + sqrt(1 - zeta) eps),  n ~ N(0, I)
+
+| | paper | InverseBench | here |
+|---|---|---|---|
+| weight (lambda) | 1 to 25 by task | 8 | 7 |
+| zeta | 0.1 to 1 by task | 1 | 0.3 |
+| steps | 100 | 100 | 50 |
+| grid | even steps, from noise | even | ratio grid of EDM |
+| prox | closed form | one gradient step | closed form, or conjugate gradients |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..linalg import expand_to
+from ..operators.base import LinearOperator
+from ..priors.base import Prior
+from ..problem import Problem
+from ..rng import ImageRng
+from ..solver import Solver
+
+__all__ = ["DiffPIR"]
+
+MIN_SIGMA = 1 / 255  # noise level at which noiseless data is held: half an 8-bit rounding step in [-1, 1] units
+MIN_RHO = 1e-5  # keeps the proximal step well posed at the first times, where sigma_t / alpha_t is huge
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffPIR(Solver[Tensor]):
+    """DiffPIR.
+
+    Arguments:
+        weight: lambda, trust in the prior relative to the data.
+        zeta: share of fresh noise, 0 (deterministic) to 1.
+    """
+
+    requires = LinearOperator
+    times = "karras"
+    steps = 50
+
+    weight: float = 7.0
+    zeta: float = 0.3
+
+    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
+        shape = prior.latent_shape(problem.operator.image_shape)
+        noise = rng.randn(shape, dtype=problem.y.dtype, device=problem.y.device)
+        return prior.schedule(t)[1] * noise
+
+    def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
+        alpha_t, sigma_t = prior.schedule(t)
+        z0 = prior.predict(state, t).clean
+        rho = self.weight * (problem.std.clamp_min(MIN_SIGMA) / prior.schedule.ratio(t)).square()
+        z0 = prior.encode(problem.linear.prox(prior.decode(z0), problem.y, rho.clamp_min(MIN_RHO)))
+        eps = (state - expand_to(alpha_t, z0) * z0) / expand_to(sigma_t, z0)
+        noise = self.zeta**0.5 * rng.randn_like(z0) + (1 - self.zeta) ** 0.5 * eps
+        return prior.at(s, z0, noise)

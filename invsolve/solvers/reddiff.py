@@ -1,0 +1,108 @@
+"""RED-diff: a variational perspective on solving inverse problems with diffusion models
+(Mardani, Song, Kautz & Vahdat, ICLR 2024, arXiv 2305.04391).
+
+    mu = A^+ y
+    for t in times:                                         (descending)
+        z_t = alpha_t mu + sigma_t n,  n ~ N(0, I)
+        eps = noise endpoint at z_t                         (no gradient)
+        g   = A^T (A mu - y) / m + weight * w(t) * (eps - n) / d
+        mu  = Adam step along g,  betas (0.9, 0.99)
+
+m measured values and d latent entries per picture: both terms are means, as in the official code, so `weight` is
+lambda there and lambda_sum = weight * m / d relative to the sum |A mu - y|^2 / 2 of the paper.
+
+| | paper | official code | here |
+|---|---|---|---|
+| weight | – | 0.25 (1 for 1000 steps) | 0.25 |
+| w(t) | lambda / SNR | sigma/alpha | `s_over_a` |
+| lr | – | 0.1 to 0.5 | 0.1 |
+| result | mu | mu before the last Adam step | mu |
+
+The official code takes the means over the whole batch, which only scales both terms; here they are per picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..linalg import dot, expand_to, grad
+from ..operators.base import PinvOperator
+from ..priors.base import Prior
+from ..problem import Problem
+from ..rng import ImageRng
+from ..solver import Solver
+
+__all__ = ["REDDiff"]
+
+WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {  # of r = sigma/alpha
+    "s_over_a": lambda r: r,  # "linear" in the official code
+    "sqrt": torch.sqrt,
+    "square": torch.square,
+    "log": torch.log1p,
+    "trunc_linear": lambda r: r.clamp(max=1),
+    "power2over3": lambda r: r ** (2 / 3),
+    "const": torch.ones_like,
+}
+
+
+class State(NamedTuple):
+    """The variational mean with its optimiser."""
+
+    mu: Tensor  # (B, *latent_shape)
+    optimizer: torch.optim.Adam
+
+
+@dataclass(frozen=True, kw_only=True)
+class REDDiff(Solver[State]):
+    """RED-diff.
+
+    Arguments:
+        lr: learning rate of Adam.
+        weight: lambda, weight of the regulariser relative to the data term (means on both sides).
+        weighting: w(t) as a function of sigma/alpha: s_over_a, sqrt, square, log, trunc_linear, power2over3, const.
+
+    Raises:
+        ValueError: an unknown weighting.
+    """
+
+    times = "vp"
+    steps = 100
+
+    lr: float = 0.1
+    weight: float = 0.25
+    weighting: str = "s_over_a"
+
+    def __post_init__(self) -> None:
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"Unknown weighting {self.weighting!r}; choose one of {', '.join(WEIGHTINGS)}.")
+
+    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
+        operator = problem.operator
+        if isinstance(operator, PinvOperator):
+            mu = prior.encode(operator.pinv(problem.y))
+        else:
+            mu = problem.y.new_zeros(len(problem.y), *prior.latent_shape(operator.image_shape))
+        mu = mu.clone()
+        return State(mu, torch.optim.Adam([mu], lr=self.lr, betas=(0.9, 0.99)))
+
+    def step(self, state: State, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
+        mu, optimizer = state
+        n = rng.randn_like(mu)
+        eps = prior.predict(prior.at(t, mu, n), t).noise
+        weight = self.weight * WEIGHTINGS[self.weighting](prior.schedule.ratio(t))
+
+        def misfit(z: Tensor) -> Tensor:  # |A D(mu) - y|^2 / 2m  (B,)
+            r = problem.residual(prior.decode(z))
+            return dot(r, r) / (2 * problem.n_data)
+
+        mu.grad = grad(misfit, mu) + expand_to(weight, mu) * (eps - n) / mu[0].numel()
+        optimizer.step()
+        return State(mu, optimizer)
+
+    def estimate(self, state: State) -> Tensor:
+        return state.mu

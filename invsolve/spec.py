@@ -1,0 +1,177 @@
+"""Text such as "blur(sigma=2)" to a name and typed fields, and back."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+__all__ = ["Field", "format_spec", "parse_sigma", "parse_spec", "spec_fields"]
+
+MAX_LENGTH = 2000  # a spec is typed by hand; longer text is a mistake, and the parser's recursion is bounded
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a table entry; `default` is inspect.Parameter.empty if it has to be given."""
+
+    name: str
+    type: Any
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+    def __str__(self) -> str:
+        text = f"{self.name}: {_type_name(self.type)}"
+        return text if self.required else f"{text} = {self.default!r}"
+
+
+def parse_spec(
+    spec: str | Mapping[str, Any], table: Mapping[str, Callable[..., Any]], kind: str
+) -> tuple[str, dict[str, Any]]:
+    """The name and the fields of a spec, with the types that the table's entry asks for.
+
+    Arguments:
+        spec: "blur", "blur(sigma=2, boundary='zero')" with literal values (a bare word is a text), or
+            {"name": "blur", "sigma": 2}.
+        table: names and the functions or dataclasses behind them; their annotations are the types.
+        kind: what the table holds, for messages: "operator", "solver", …
+
+    Raises:
+        ValueError: the text cannot be read, or a name, a field or a value is not one of the table's.
+    """
+    if isinstance(spec, str):
+        name, values = _parse_text(spec, kind)
+    elif isinstance(spec.get("name"), str):
+        name, values = spec["name"], {key: value for key, value in spec.items() if key != "name"}
+    else:
+        raise ValueError(f'The {kind} given as a mapping needs "name", got {dict(spec)!r}.')
+    if name not in table:
+        raise ValueError(f"Unknown {kind} {name!r}{_hint(name, table)}; choose one of {', '.join(table)}.")
+    fields = {field.name: field for field in spec_fields(table[name])}
+    known = f"its fields are {', '.join(map(str, fields.values()))}" if fields else "it has no fields"
+    for key in values:
+        if key not in fields:
+            raise ValueError(f"{kind} {name} has no field {key!r}{_hint(key, fields)}; {known}.")
+    missing = [field.name for field in fields.values() if field.required and field.name not in values]
+    if missing:
+        raise ValueError(f"{kind} {name} needs {', '.join(missing)}; {known}.")
+    return name, {key: _convert(value, fields[key], f"{kind} {name}") for key, value in values.items()}
+
+
+def format_spec(name: str, fields: Mapping[str, Any]) -> str:
+    """The text that `parse_spec` reads as this name and these fields."""
+    values = ", ".join(f"{key}={value!r}" for key, value in fields.items())
+    return f"{name}({values})" if values else name
+
+
+def spec_fields(entry: Callable[..., Any]) -> list[Field]:
+    """The fields of a function or dataclass that a spec can set: those of simple types."""
+    source = entry.__init__ if isinstance(entry, type) and not dataclasses.is_dataclass(entry) else entry
+    hints = typing.get_type_hints(source)
+    parameters = inspect.signature(entry).parameters.values()
+    fields = [Field(p.name, hints.get(p.name, str), p.default) for p in parameters]
+    return [field for field in fields if field.name != "image_shape" and _is_simple(field.type)]
+
+
+def parse_sigma(text: str) -> float | Literal["auto"]:
+    """The noise level of a command line: "0.1" in [-1, 1] units, "25/255" in grey levels of 8 bits, or "auto".
+
+    Raises:
+        ValueError: none of the three, negative, or larger than the range of a picture.
+    """
+    if text.strip() == "auto":
+        return "auto"
+    number, grey_levels, rest = text.partition("/255")
+    try:
+        sigma = float(number) * (2 / 255 if grey_levels else 1)
+    except ValueError:
+        sigma = math.nan
+    if rest.strip() or not math.isfinite(sigma):
+        raise ValueError(
+            f"--sigma {text} is not a noise level; write 0.1 (in units of the [-1, 1] picture), 25/255 (25 grey levels "
+            "of an 8-bit picture, which is 0.196 in [-1, 1] units) or auto."
+        )
+    if sigma < 0:
+        raise ValueError(f"--sigma must not be negative, got {text}; use 0 for a picture without noise.")
+    if sigma > 2:
+        raise ValueError(
+            f"--sigma {text} is more than the whole range of a [-1, 1] picture; for grey levels of 8 bits write "
+            f"{number.strip()}/255."
+        )
+    return sigma
+
+
+def _parse_text(spec: str, kind: str) -> tuple[str, dict[str, Any]]:
+    match = re.fullmatch(r"\s*([A-Za-z][\w-]*)\s*(\(.*\))?\s*", spec, re.DOTALL) if len(spec) <= MAX_LENGTH else None
+    example = f"write NAME or NAME(field=value, ...), for example {'blur(sigma=2)' if kind == 'operator' else 'name(x=1)'}"
+    if match is None:
+        raise ValueError(f"Cannot read the {kind} {spec[:80]!r}; {example}.")
+    try:
+        call = ast.parse(f"f{match[2] or '()'}", mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ValueError(f"Cannot read the {kind} {spec!r}; {example}.") from None
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+        raise ValueError(f"Cannot read the {kind} {spec!r}; {example}.")
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise ValueError(f"The fields of the {kind} {spec!r} must be named; {example}.")
+    fields = {str(keyword.arg): _literal(keyword.value, kind, spec) for keyword in call.keywords}
+    if len(fields) < len(call.keywords):
+        raise ValueError(f"A field of the {kind} {spec!r} is given twice.")
+    return match[1], fields
+
+
+def _literal(node: ast.expr, kind: str, spec: str) -> Any:
+    if isinstance(node, ast.Name):
+        return {"true": True, "false": False, "none": None}.get(node.id, node.id)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(
+            f"Cannot read {ast.unparse(node)!r} in the {kind} {spec!r}; values are numbers, True, False, None, "
+            "'quoted text' or one word."
+        ) from None
+
+
+def _convert(value: Any, field: Field, owner: str) -> Any:
+    # A text is not turned into True or 3 behind the user's back, nor True into 1.0.
+    adapter: TypeAdapter[Any] = TypeAdapter(field.type, config=ConfigDict(strict=True, allow_inf_nan=False))
+    if isinstance(value, list):
+        value = tuple(value)  # JSON and YAML know only lists
+    try:
+        return adapter.validate_python(value)
+    except ValidationError:
+        raise ValueError(f"{field.name} of {owner} must be {_type_name(field.type)}, got {value!r}.") from None
+
+
+def _is_simple(annotation: Any) -> bool:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple):
+        return all(_is_simple(part) for part in typing.get_args(annotation) if part is not Ellipsis)
+    return typing.get_origin(annotation) is Literal or annotation in (int, float, str, bool, type(None))
+
+
+def _type_name(annotation: Any) -> str:
+    if typing.get_origin(annotation) is Literal:
+        return " or ".join(repr(value) for value in typing.get_args(annotation))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(part) for part in typing.get_args(annotation))
+    if annotation is type(None):
+        return "None"
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def _hint(name: str, names: Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,0 +1,66 @@
+"""Time grids: decreasing tensors of n + 1 times that end at 0.  A grid is data; solvers never make their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .priors.schedule import DiscreteVP, LinearFlow, Schedule
+
+__all__ = ["TIMES", "flowdps_times", "karras", "make_times", "shifted", "uniform", "vp_steps"]
+
+
+def uniform(n: int, start: float = 1.0) -> Tensor:
+    """n equal steps from `start` to 0."""
+    return torch.linspace(start, 0, n + 1, dtype=torch.float64)
+
+
+def shifted(n: int, shift: float = 3.0, start: float = 1.0) -> Tensor:
+    """The SD3 grid t = k u / (1 + (k - 1) u) over uniform u: more steps at high noise (Esser et al., 2403.03206)."""
+    u = uniform(n, start)
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def flowdps_times(n: int, shift: float = 4.0, sigma_min: float = 0.002994) -> Tensor:
+    """The grid behind FlowDPS's published results: u = linspace(1, 0.002994, n) shifted by 4, then 0.
+
+    0.002994 is what diffusers' SD3 scheduler makes of its last training step with its own shift of 3; the
+    script then shifts a second time.  With a current diffusers the same script silently runs a shift of 3.
+    """
+    u = torch.linspace(1, sigma_min, n, dtype=torch.float64)
+    return torch.cat([shift * u / (1 + (shift - 1) * u), u.new_zeros(1)])
+
+
+def karras(n: int, ratio_max: float = 40.0, ratio_min: float = 0.01, rho: float = 7.0) -> Tensor:
+    """Flow times whose ratio sigma/alpha follows the EDM grid, then 0 (Karras et al., arXiv 2206.00364, eq. 5)."""
+    k = torch.linspace(0, 1, n, dtype=torch.float64)
+    ratio = (ratio_max ** (1 / rho) + k * (ratio_min ** (1 / rho) - ratio_max ** (1 / rho))) ** rho
+    return torch.cat([ratio / (1 + ratio), ratio.new_zeros(1)])
+
+
+def vp_steps(n: int, total: int = 1000) -> Tensor:
+    """The times of DDIM's even steps of a table of `total` (the indices 0, total//n, …), as flow times, then 0."""
+    schedule = DiscreteVP(torch.linspace(1e-4, 0.02, total, dtype=torch.float64))
+    index = torch.arange(0, total, total // n).flip(0)
+    return torch.cat([LinearFlow().time(schedule.ratio((index + 1).double() / total)), torch.zeros(1).double()])
+
+
+TIMES: dict[str, Callable[..., Tensor]] = {
+    "uniform": uniform,
+    "shifted": shifted,
+    "flowdps": flowdps_times,
+    "karras": karras,
+    "vp": vp_steps,
+}
+
+
+def make_times(name: str, n: int, schedule: Schedule) -> Tensor:
+    """The named grid with n steps, in the times of the given schedule (equal sigma/alpha)."""
+    if name not in TIMES:
+        raise ValueError(f"Unknown time grid {name!r}; choose one of {', '.join(TIMES)}.")
+    if n < 1:
+        raise ValueError(f"steps must be at least 1, got {n}.")
+    times = TIMES[name](n)
+    return schedule.time(LinearFlow().ratio(times)).clamp(0, 1)

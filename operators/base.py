@@ -1,0 +1,186 @@
+"""What an operator is: y = A(x), noiseless, on image-shaped tensors."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..linalg import cg, expand_to
+
+__all__ = ["Chain", "Compose", "LinearOperator", "Operator", "PinvOperator", "Shape", "check_shape"]
+
+Shape = tuple[int, int, int]  # (C, H, W), no batch axis
+
+
+class Operator(nn.Module, abc.ABC):
+    """y = A(x): images x (B, *image_shape) in [-1, 1] to data y (B, *data_shape), never flattened.
+
+    Sub-classes implement `forward` (differentiable) and list their constructor arguments in `fields`, so that an
+    operator can be printed.  Calling the operator checks the shape once.  Constants are stored in float64 or as
+    exact small numbers and are cast to the dtype of the input, which may be float32 or float64.
+
+    Arguments:
+        image_shape: (C, H, W) of the pictures it takes.
+
+    Raises:
+        ValueError: if image_shape is not three positive numbers.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ()
+    spec: dict[str, Any] | None = None  # {"name": row of OPERATORS, **fields}: set by build_operator, for records
+
+    def __init__(self, image_shape: Shape) -> None:
+        super().__init__()
+        if len(image_shape) != 3 or min(image_shape) < 1:
+            raise ValueError(
+                f"{type(self).__name__} expects image_shape (channels, height, width), all positive, "
+                f"got {tuple(image_shape)}; leave the batch axis out."
+            )
+        channels, height, width = image_shape
+        self.image_shape: Shape = (int(channels), int(height), int(width))
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of one measurement, without the batch axis."""
+        device = next((buffer.device for buffer in self.buffers()), None)
+        with torch.no_grad():
+            return tuple(self.forward(torch.zeros(1, *self.image_shape, device=device)).shape[1:])
+
+    @property
+    def data_mask(self) -> Tensor | None:
+        """1 where an entry of y was measured, 0 where it is a placeholder; broadcasts over y.  None: all measured."""
+        return None
+
+    @property
+    def n_observed(self) -> int:
+        """How many numbers one measurement holds: what |A x - y|^2 / sigma^2 is compared with."""
+        if self.data_mask is None:
+            return math.prod(self.data_shape)
+        return int(self.data_mask.expand(self.data_shape).sum())
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        check_shape(type(self).__name__, "images", x, self.image_shape, "build it with that image_shape")
+        return super().__call__(x, *args, **kwargs)
+
+    def __matmul__(self, inner: Operator) -> Operator:
+        """(A @ B)(x) = A(B(x)); linear if both are."""
+        if isinstance(self, LinearOperator) and isinstance(inner, LinearOperator):
+            return Compose(self, inner)
+        return Chain(self, inner)
+
+    def extra_repr(self) -> str:
+        values = self.spec or {name: getattr(self, name) for name in self.fields}
+        return ", ".join(
+            f"{name}={_brief(value)}" for name, value in {**values, "image_shape": self.image_shape}.items()
+        )
+
+
+class PinvOperator(Operator):
+    """An operator that can map data back to an image which explains them: A(A^+ y) = y for noiseless y."""
+
+    @abc.abstractmethod
+    def pinv(self, y: Tensor) -> Tensor:
+        """A^+ y: (B, *data_shape) -> (B, *image_shape)."""
+
+
+class LinearOperator(PinvOperator):
+    """A linear operator with its exact adjoint; pseudo-inverse and proximal step come from CG by default.
+
+    A closed form may replace `pinv` and `prox`; the tests compare the two.
+    """
+
+    @abc.abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A^T y: (B, *data_shape) -> (B, *image_shape)."""
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """A^+ y, the minimum-norm least-squares solution."""
+        return cg(lambda x: self.adjoint(self.forward(x)), self.adjoint(y), tolerance=1e-7, max_steps=500)
+
+    def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
+        """argmin_u |A u - y|^2 + rho |u - x|^2 for rho > 0, a scalar or one per image (B,)."""
+        weight = expand_to(rho, x)
+        return cg(
+            lambda u: self.adjoint(self.forward(u)) + weight * u,
+            self.adjoint(y) + weight * x,
+            x,
+            tolerance=1e-7,
+            max_steps=500,
+        )
+
+
+class Compose(LinearOperator):
+    """A @ B, first B, then A, both linear: (A B)^T = B^T A^T.
+
+    Arguments:
+        outer: A, whose image_shape is the data shape of B.
+        inner: B.
+
+    Raises:
+        ValueError: if A does not take what B gives.
+    """
+
+    def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
+        super().__init__(inner.image_shape)
+        _check_chain(outer, inner)
+        self.outer, self.inner = outer, inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer.forward(self.inner.forward(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.inner.adjoint(self.outer.adjoint(y))
+
+    @property
+    def data_mask(self) -> Tensor | None:
+        return self.outer.data_mask
+
+
+class Chain(Operator):
+    """A @ B where at least one of the two is not linear: first B, then A.
+
+    Arguments:
+        outer: A, whose image_shape is the data shape of B.
+        inner: B.
+
+    Raises:
+        ValueError: if A does not take what B gives.
+    """
+
+    def __init__(self, outer: Operator, inner: Operator) -> None:
+        super().__init__(inner.image_shape)
+        _check_chain(outer, inner)
+        self.outer, self.inner = outer, inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer.forward(self.inner.forward(x))
+
+    @property
+    def data_mask(self) -> Tensor | None:
+        return self.outer.data_mask
+
+
+def check_shape(name: str, what: str, x: Tensor, shape: tuple[int, ...], remedy: str) -> None:
+    """Raise the one sentence about a tensor whose shape is not (B, *shape)."""
+    if tuple(x.shape[1:]) != tuple(shape):
+        expected = ", ".join(str(n) for n in shape)
+        raise ValueError(f"{name} expects {what} (B, {expected}), got {tuple(x.shape)}; {remedy} or resize the input.")
+
+
+def _check_chain(outer: Operator, inner: Operator) -> None:
+    if inner.data_shape != outer.image_shape:
+        raise ValueError(
+            f"A @ B: {type(outer).__name__} takes images {outer.image_shape} but {type(inner).__name__} gives "
+            f"{inner.data_shape}; build the left operator with image_shape={inner.data_shape}."
+        )
+
+
+def _brief(value: object) -> str:
+    return f"Tensor{tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -1,0 +1,60 @@
+"""Colourisation: the picture is seen in grey."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..linalg import expand_to
+from .base import LinearOperator, Shape
+
+__all__ = ["Grayscale", "Weights"]
+
+Weights = Literal["mean", "luma"]
+
+_REC_601 = (0.299, 0.587, 0.114)  # luma of red, green, blue in ITU-R BT.601
+
+
+class Grayscale(LinearOperator):
+    """y = sum_c w_c x_c: images (C, H, W) to grey pictures (1, H, W).
+
+    Arguments:
+        image_shape: (C, H, W).
+        weights: `mean` is 1 / C each, `luma` is 0.299, 0.587, 0.114 for red, green, blue.
+
+    Raises:
+        ValueError: if the weights are unknown, or `luma` is asked for without three channels.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ("weights",)
+    weight: Tensor
+
+    def __init__(self, image_shape: Shape, *, weights: Weights = "mean") -> None:
+        super().__init__(image_shape)
+        channels = self.image_shape[0]
+        if weights not in get_args(Weights):
+            raise ValueError(f"weights is one of {', '.join(get_args(Weights))}, got {weights!r}.")
+        if weights == "luma" and channels != len(_REC_601):
+            raise ValueError(f"weights='luma' is for red, green and blue, got {channels} channels; use weights='mean'.")
+        self.weights: Weights = weights
+        values = _REC_601 if weights == "luma" else [1 / channels] * channels
+        self.register_buffer("weight", torch.tensor(values, dtype=torch.float64)[:, None, None])  # (C, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weight.to(x.dtype) * x).sum(dim=1, keepdim=True)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.weight.to(y.dtype) * y
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """A^T y / |w|^2."""
+        return self.adjoint(y) / self._power(y)
+
+    def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
+        """u = x + A^T (y - A x) / (|w|^2 + rho)."""
+        return x + self.adjoint(y - self.forward(x)) / (self._power(x) + expand_to(rho, x))
+
+    def _power(self, x: Tensor) -> Tensor:
+        return self.weight.square().sum().to(x.dtype)

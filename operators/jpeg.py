@@ -1,0 +1,164 @@
+"""JPEG compression: the true codec, with the gradient of a soft one."""
+
+from __future__ import annotations
+
+import io
+from typing import ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image, JpegImagePlugin
+from torch import Tensor
+
+from .base import PinvOperator, Shape
+
+__all__ = ["JPEG", "Subsampling", "jpeg", "quality_tables", "read_tables"]
+
+Subsampling = Literal["4:4:4", "4:2:0"]
+
+# Kornia scales its tables by 200 - 2 quality per cent, so that this one leaves ours as they are.
+_UNSCALED_QUALITY = 50.0
+
+
+class JPEG(PinvOperator):
+    """y = decode(encode(x)), pictures in and out: x is rounded to 8 bits, compressed and decompressed by libjpeg.
+
+    The value is the true one.  Rounding has no useful gradient, so that the gradient is the one of Kornia's soft codec
+    with the same tables, in which u is rounded to round(u) + (u - round(u))^3.
+
+    y is itself a picture that explains the data, A^+ y = y: compressing it again changes it by little, namely by what
+    clipping and rounding to 8 bits do to its coefficients.
+
+    Arguments:
+        image_shape: (C, H, W) with one or three channels.
+        tables: quantisation steps of luma and chroma (2, 8, 8), 1 to 255, lowest frequency first.
+        subsampling: `4:2:0` halves the resolution of the colours, `4:4:4` keeps it.
+
+    References:
+        Differentiable JPEG: the devil is in the details, C. Reich et al., 2024, arXiv 2309.06978 (the soft codec).
+
+    Raises:
+        ValueError: if an argument is not as above.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ("tables", "subsampling")
+    tables: Tensor
+
+    def __init__(self, image_shape: Shape, *, tables: Tensor, subsampling: Subsampling = "4:2:0") -> None:
+        super().__init__(image_shape)
+        if self.image_shape[0] not in (1, 3):
+            raise ValueError(f"JPEG takes pictures of 1 or 3 channels, got image_shape {self.image_shape}.")
+        if tables.shape != (2, 8, 8) or tables.min() < 1 or tables.max() > 255:
+            raise ValueError(f"JPEG expects tables (2, 8, 8) with values 1 to 255, got {tuple(tables.shape)}.")
+        if subsampling not in get_args(Subsampling):
+            raise ValueError(f"subsampling is one of {', '.join(get_args(Subsampling))}, got {subsampling!r}.")
+        self.subsampling: Subsampling = subsampling
+        self.register_buffer("tables", tables.to(torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([self._compress(picture) for picture in _to_bytes(x)]).to(x) / 127.5 - 1
+        if torch.is_grad_enabled() and x.requires_grad:
+            soft = self.soft(x)
+            y = y + (soft - soft.detach())  # adds exactly 0, and the gradient
+        return y
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return y
+
+    def soft(self, x: Tensor) -> Tensor:
+        """The differentiable codec whose gradient `forward` has: (B, *image_shape) in [-1, 1] to the same."""
+        try:
+            from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
+            from kornia.enhance import jpeg_codec_differentiable as codec
+        except ImportError as error:
+            raise ImportError("The gradient of JPEG needs Kornia: pip install kornia.") from error
+
+        x = (x + 1) / 2
+        channels, height, width = self.image_shape
+        luma, chroma = self.tables.to(x.dtype)
+        quality = x.new_full((1,), _UNSCALED_QUALITY)
+        if channels == 3 and self.subsampling == "4:2:0":
+            return 2 * codec(x, quality, luma, chroma) - 1
+        # Kornia's codec halves the colours; each plane by itself, as a grey picture, is not touched by that.
+        planes = x if channels == 1 else rgb_to_ycbcr(x)
+        grey = planes.reshape(-1, 1, height, width).expand(-1, 3, -1, -1)  # (B C, 3, H, W)
+        tables = torch.stack([luma, chroma, chroma][:channels]).repeat(len(x), 1, 1)  # (B C, 8, 8)
+        coded = codec(grey, quality, tables, chroma)[:, 0].reshape(x.shape)
+        return 2 * (coded if channels == 1 else ycbcr_to_rgb(coded)) - 1
+
+    def _compress(self, picture: Tensor) -> Tensor:
+        """Through libjpeg and back: (C, H, W) uint8 to the same, on the CPU."""
+        grey = len(picture) == 1
+        pixels = picture[0] if grey else picture.permute(1, 2, 0)
+        tables = self.tables.to("cpu", torch.int64).flatten(1).tolist()[: 1 if grey else 2]
+        file = io.BytesIO()
+        Image.fromarray(pixels.numpy()).save(file, "JPEG", qtables=tables, subsampling=self.subsampling)
+        with Image.open(file) as decoded:
+            values = torch.from_numpy(np.array(decoded))
+        return values[None] if grey else values.permute(2, 0, 1)
+
+
+def jpeg(image_shape: Shape, *, quality: int = 10, subsampling: Subsampling = "4:2:0", tables_from: str = "") -> JPEG:
+    """JPEG at a quality, or as another file was compressed.
+
+    Arguments:
+        image_shape: (C, H, W) with one or three channels.
+        quality: libjpeg's scale, from 1 (worst) to 100.
+        subsampling: `4:2:0` halves the resolution of the colours, `4:4:4` keeps it.
+        tables_from: path of a JPEG file; its tables and subsampling then replace the two above.
+
+    Raises:
+        ValueError: if the quality is not in 1 … 100, or the file is not a JPEG of a supported kind.
+    """
+    if tables_from:
+        tables, subsampling = read_tables(tables_from)
+    else:
+        tables = quality_tables(quality)
+    return JPEG(image_shape, tables=tables, subsampling=subsampling)
+
+
+def quality_tables(quality: int) -> Tensor:
+    """libjpeg's quantisation steps (2, 8, 8) of luma and chroma at a quality from 1 to 100, asked from libjpeg itself.
+
+    Raises:
+        ValueError: if the quality is not in 1 … 100.
+    """
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality is a number from 1 (worst) to 100, got {quality}.")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG", quality=quality)
+    file.seek(0)
+    with JpegImagePlugin.JpegImageFile(file) as picture:
+        return _tables(picture)
+
+
+def read_tables(path: str) -> tuple[Tensor, Subsampling]:
+    """The quantisation steps (2, 8, 8) and the subsampling with which a JPEG file was written.
+
+    The table of a grey file stands for both; its subsampling, which it does not have, is given as 4:4:4.
+
+    Raises:
+        ValueError: if it is not a JPEG file, or one whose colours are subsampled in another way.
+    """
+    try:
+        with Image.open(path) as picture:
+            if not isinstance(picture, JpegImagePlugin.JpegImageFile):
+                raise ValueError(f"{path!r} is a {picture.format} file; tables_from takes the path of a JPEG file.")
+            code = 0 if picture.mode == "L" else JpegImagePlugin.get_sampling(picture)
+            tables = _tables(picture)
+    except OSError as error:
+        raise ValueError(f"Cannot read {path!r} ({error}); tables_from takes the path of a JPEG file.") from error
+    if code not in (0, 2):
+        raise ValueError(f"{path!r} has colours subsampled other than 4:4:4 or 4:2:0; save it again with one of them.")
+    return tables, "4:4:4" if code == 0 else "4:2:0"
+
+
+def _tables(picture: JpegImagePlugin.JpegImageFile) -> Tensor:
+    steps = picture.quantization  # {0: luma, 1: chroma}
+    both = [steps[0], steps.get(1, steps[0])]
+    return torch.tensor(both, dtype=torch.float64).reshape(2, 8, 8)
+
+
+def _to_bytes(x: Tensor) -> Tensor:
+    """[-1, 1] to 0 … 255 on the CPU, rounded and clipped."""
+    return ((x.detach() + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)

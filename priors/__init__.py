@@ -1,0 +1,70 @@
+"""Priors: pretrained models of images behind one interface, and exact ones with closed forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .base import Endpoints, Guided, Metered, Prior, Rescheduled
+from .covariance import Covariance, Diagonal, Full, PowerLaw, Stationary
+from .gaussian import GaussianPrior
+from .mixture import GaussianMixture
+from .pixel import GreyPrior, PixelPrior, load_pixel_prior
+from .schedule import VE, DiscreteVP, LinearFlow, Schedule
+
+__all__ = [
+    "PRIORS",
+    "VE",
+    "Covariance",
+    "Diagonal",
+    "DiscreteVP",
+    "Endpoints",
+    "Full",
+    "GaussianMixture",
+    "GaussianPrior",
+    "GreyPrior",
+    "Guided",
+    "LinearFlow",
+    "Metered",
+    "PixelPrior",
+    "PowerLaw",
+    "Prior",
+    "Rescheduled",
+    "Schedule",
+    "Stationary",
+    "load_prior",
+]
+
+BUNDLED = Path(__file__).parent
+
+
+def natural(dtype: torch.dtype = torch.float32) -> Prior:
+    """The bundled pixel-space flow-matching prior for photographs; see the model card beside its weights."""
+    return load_pixel_prior(BUNDLED / "natural", dtype)
+
+
+def gaussian(dtype: torch.dtype = torch.float32) -> Prior:
+    """A stationary Gaussian prior with the 1/f^2 spectrum of photographs: exact, instant, a Wiener filter's model."""
+    return GaussianPrior(PowerLaw())
+
+
+PRIORS: dict[str, Callable[[torch.dtype], Prior]] = {"natural": natural, "gaussian": gaussian}
+
+
+def load_prior(name: str, dtype: torch.dtype = torch.float32) -> Prior:
+    """A prior by its name in PRIORS, or from the folder of a diffusers pixel pipeline.
+
+    Arguments:
+        name: a name of PRIORS or a folder with unet/ and scheduler/.
+        dtype: of the network.
+
+    Raises:
+        ValueError: neither a known name nor such a folder.
+    """
+    if name in PRIORS:
+        return PRIORS[name](dtype)
+    if Path(name).is_dir():
+        return load_pixel_prior(name, dtype)
+    raise ValueError(f"Unknown prior {name!r}; choose one of {', '.join(PRIORS)}, or give the folder of a diffusers model.")

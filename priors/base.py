@@ -1,0 +1,167 @@
+"""The one interface of all priors, and the wrappers that change what a prior is seen as."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..linalg import expand_to
+from .schedule import Schedule
+
+__all__ = ["Endpoints", "Guided", "Metered", "Prior", "Rescheduled", "Shape"]
+
+Shape = tuple[int, int, int]  # (C, H, W), no batch axis
+
+
+class Endpoints(NamedTuple):
+    """The two ends of the path through z_t: z_t = alpha_t * clean + sigma_t * noise."""
+
+    clean: Tensor  # E[z_0 | z_t]  (B, *latent_shape)
+    noise: Tensor  # E[eps | z_t]  (B, *latent_shape)
+
+
+class Prior(nn.Module, abc.ABC):
+    """A pretrained model of images.  t = 0 is data, t = 1 is noise; images are in [-1, 1].
+
+    Velocity and score follow from `predict`: v = clean * alpha' + noise * sigma', score = -noise / sigma.
+    """
+
+    schedule: Schedule
+
+    @abc.abstractmethod
+    def predict(self, z: Tensor, t: Tensor) -> Endpoints:
+        """Posterior means of both ends of the path; the only network call.
+
+        Arguments:
+            z: (B, *latent_shape).
+            t: time in [0, 1], a scalar tensor or (B,).
+        """
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to latents; the identity for pixel priors."""
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents to images (B, C, H, W); the identity for pixel priors."""
+        return z
+
+    def latent_shape(self, image_shape: Shape) -> Shape:
+        """Shape of the latent of one image."""
+        return image_shape
+
+    def at(self, t: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+        """The point alpha_t * clean + sigma_t * noise of the path."""
+        alpha, sigma = self.schedule(t)
+        return expand_to(alpha, clean) * clean + expand_to(sigma, noise) * noise
+
+
+class Rescheduled(Prior):
+    """The same prior viewed under another schedule, by matching sigma/alpha.
+
+    Both ends of the path are unchanged by this map, so a sampler written for one kind of path runs on every prior.
+
+    Arguments:
+        prior: the prior to view.
+        schedule: the schedule the sampler is written for.
+    """
+
+    def __init__(self, prior: Prior, schedule: Schedule) -> None:
+        super().__init__()
+        self.prior, self.schedule = prior, schedule
+
+    def predict(self, z: Tensor, t: Tensor) -> Endpoints:
+        alpha, sigma = self.schedule(t)
+        inner_t = self.prior.schedule.time(sigma / alpha)
+        inner_alpha, inner_sigma = self.prior.schedule(inner_t)
+        scale = torch.hypot(inner_alpha, inner_sigma) / torch.hypot(alpha, sigma)  # finite also where alpha is 0
+        return self.prior.predict(expand_to(scale, z) * z, inner_t)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.prior.encode(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.prior.decode(z)
+
+    def latent_shape(self, image_shape: Shape) -> Shape:
+        return self.prior.latent_shape(image_shape)
+
+
+class Guided(Prior):
+    """Classifier-free guidance: negative + scale * (positive - negative) on both ends (Ho & Salimans, 2207.12598).
+
+    Arguments:
+        positive: the prior under the wanted condition.
+        negative: the same network without it (or under a negative prompt); it must share schedule and latents.
+        scale: 1 is the conditional prior alone, larger values follow the condition more closely.
+    """
+
+    def __init__(self, positive: Prior, negative: Prior, scale: float) -> None:
+        super().__init__()
+        self.positive, self.negative, self.scale = positive, negative, scale
+        self.schedule = positive.schedule
+
+    def predict(self, z: Tensor, t: Tensor) -> Endpoints:
+        positive, negative = self.positive.predict(z, t), self.negative.predict(z, t)
+        return Endpoints(*(n + self.scale * (p - n) for p, n in zip(positive, negative, strict=True)))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.positive.encode(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.positive.decode(z)
+
+    def latent_shape(self, image_shape: Shape) -> Shape:
+        return self.positive.latent_shape(image_shape)
+
+
+class Metered(Prior):
+    """Counts what a solver asks of a prior, in rows: three pictures in one call are three.
+
+    `counts` has network (calls of predict), network_vjp (gradients through it), encode, decode and decode_vjp.
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior, self.schedule = prior, prior.schedule
+        self.counts = dict.fromkeys(("network", "network_vjp", "encode", "decode", "decode_vjp"), 0)
+
+    def _count(self, name: str, rows: int) -> None:
+        self.counts[name] += rows
+
+    def predict(self, z: Tensor, t: Tensor) -> Endpoints:
+        self._count("network", len(z))
+        ends = self.prior.predict(z, t)
+        return Endpoints(self._watch(ends.clean, "network_vjp", z), ends.noise)
+
+    def encode(self, x: Tensor) -> Tensor:
+        self._count("encode", len(x))
+        return self.prior.encode(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        self._count("decode", len(z))
+        return self._watch(self.prior.decode(z), "decode_vjp", z)
+
+    def _watch(self, out: Tensor, name: str, z: Tensor) -> Tensor:
+        """Count a gradient that flows back through `out`."""
+        if out.requires_grad and out is not z:
+            out.register_hook(lambda _: self._count(name, len(out)))
+        return out
+
+    def latent_shape(self, image_shape: Shape) -> Shape:
+        return self.prior.latent_shape(image_shape)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
+    """Pad (B, C, H, W) at the bottom and right by reflection to a multiple; returns the original (H, W) too."""
+    height, width = x.shape[-2:]
+    target = [math.ceil(n / multiple) * multiple for n in (height, width)]
+    while x.shape[-2] < target[0] or x.shape[-1] < target[1]:  # reflection pads by less than the size at a time
+        pads = [min(goal - have, have - 1) for goal, have in zip(target, x.shape[-2:], strict=True)]
+        mode = "reflect" if min(x.shape[-2:]) > 1 else "replicate"
+        pads = pads if mode == "reflect" else [g - h for g, h in zip(target, x.shape[-2:], strict=True)]
+        x = nn.functional.pad(x, (0, pads[1], 0, pads[0]), mode=mode)
+    return x, (height, width)

@@ -1,0 +1,122 @@
+"""The network of the bundled prior: a norm-free residual U-Net that predicts the velocity of a rectified flow."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+
+__all__ = ["ResidualUNet"]
+
+N_FREQUENCIES = 16
+FREQUENCY_RANGE = (0.1, 4.0)  # radians per unit of log(sigma), which spans about 10 units
+SIGMA_RANGE = (0.002, 80.0)  # noise levels the embedding tells apart
+
+
+class ResidualBlock(nn.Module):
+    """x + W2 relu(W1 x + e(noise level)), zero at initialisation."""
+
+    def __init__(self, width: int, embedding: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.shift = nn.Linear(embedding, width)
+        for parameter in (self.conv_out.weight, self.shift.weight, self.shift.bias):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return x + self.conv_out(F.relu(self.conv_in(x) + self.shift(embedding)[:, :, None, None]))
+
+
+class ResidualUNet(ModelMixin, ConfigMixin):
+    """v(x_t, t) of a rectified flow on pixels, x_t = (1 - t) x_0 + t eps, in the manner of DRUNet and EDM.
+
+    With n^2 = t^2 + d^2 (1 - t)^2, d the standard deviation of the data, and F the U-Net on x_t / n, the clean
+    endpoint is d^2 (1 - t) x_t / n^2 + d t F / n and the noise endpoint t x_t / n^2 - d (1 - t) F / n: the
+    preconditioning of Karras et al. (arXiv 2206.00364, Table 1) written without a division that reaches zero.
+
+    Arguments:
+        widths: channels of each level; every level halves the resolution.
+        blocks: residual blocks of each level (the last one is the bottom).
+        channels: image channels.
+        patch: side of the pixel patches that the first level sees as channels.
+        data_std: d, in [-1, 1] units.
+        embedding: width of the noise-level embedding.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        widths: tuple[int, ...] = (64, 128, 192),
+        blocks: tuple[int, ...] = (2, 3, 4),
+        channels: int = 3,
+        patch: int = 2,
+        data_std: float = 0.5,
+        embedding: int = 64,
+    ) -> None:
+        super().__init__()
+        size = channels * patch**2
+        low, high = (math.log(f) for f in FREQUENCY_RANGE)
+        self.register_buffer("frequencies", torch.linspace(low, high, N_FREQUENCIES).exp(), persistent=False)
+        self.embed = nn.Sequential(
+            nn.Linear(2 * N_FREQUENCIES, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
+        )
+        self.conv_in = nn.Conv2d(size, widths[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
+        for width, wider, n in zip(widths, widths[1:], blocks, strict=False):
+            self.encoder.append(nn.ModuleList(ResidualBlock(width, embedding) for _ in range(n)))
+            self.down.append(nn.Conv2d(width, wider, 2, stride=2))
+            self.up.append(nn.ConvTranspose2d(wider, width, 2, stride=2))
+            self.decoder.append(nn.ModuleList(ResidualBlock(width, embedding) for _ in range(n)))
+        self.middle = nn.ModuleList(ResidualBlock(widths[-1], embedding) for _ in range(blocks[-1]))
+        self.conv_out = nn.Conv2d(widths[0], size, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width must be multiples of this."""
+        return int(self.config["patch"] * 2 ** len(self.down))
+
+    def residual(self, x: Tensor, log_sigma: Tensor) -> Tensor:
+        """F: the U-Net itself on the normalised input (B, C, H, W) and log noise level (B,)."""
+        angle = log_sigma[:, None] * self.frequencies
+        embedding = self.embed(torch.cat([angle.sin(), angle.cos()], dim=1).to(x.dtype))
+        first = h = self.conv_in(F.pixel_unshuffle(x, self.config["patch"]))
+        skips = []
+        for blocks, down in zip(self.encoder, self.down, strict=True):
+            for block in blocks:
+                h = block(h, embedding)
+            skips.append(h)
+            h = down(h)
+        for block in self.middle:
+            h = block(h, embedding)
+        for blocks, up in zip(reversed(self.decoder), reversed(self.up), strict=True):
+            h = up(h) + skips.pop()
+            for block in blocks:
+                h = block(h, embedding)
+        return F.pixel_shuffle(self.conv_out(h + first), self.config["patch"])
+
+    def forward(self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True) -> UNet2DOutput | tuple[Tensor]:
+        """Velocity eps - x_0 at x_t.
+
+        Arguments:
+            sample: x_t (B, C, H, W), height and width multiples of `size_multiple`.
+            timestep: 1000 t, a scalar or (B,), as in diffusers' flow-matching models.
+            return_dict: whether to wrap the result as diffusers does.
+        """
+        t = torch.as_tensor(timestep, device=sample.device).float().expand(len(sample)) / 1000
+        low, high = (math.log(sigma) for sigma in SIGMA_RANGE)
+        log_sigma = (t / (1 - t)).log().clamp(low, high)
+        t = t.to(sample.dtype)[:, None, None, None]
+        d = self.config["data_std"]
+        n = (t.square() + d**2 * (1 - t).square()).sqrt()
+        f = self.residual((sample / n).contiguous(memory_format=torch.channels_last), log_sigma)
+        velocity = (t - d**2 * (1 - t)) / n.square() * sample - d / n * f
+        return UNet2DOutput(sample=velocity) if return_dict else (velocity,)

@@ -1,0 +1,157 @@
+"""Pixel priors: any diffusers network on images, with its parameterisation and schedule read from its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..linalg import expand_to
+from .base import Endpoints, Prior, pad_to_multiple
+from .schedule import DiscreteVP, LinearFlow, Schedule, linear_betas, scaled_linear_betas
+
+__all__ = ["GreyPrior", "PixelPrior", "load_pixel_prior"]
+
+Parameterisation = Literal["velocity", "epsilon", "sample", "v_prediction"]
+
+
+class PixelPrior(Prior):
+    """A network on pixels seen through the one interface.
+
+    Pictures of any size: padded by reflection to the network's multiple and cropped again, so that the operator
+    always sees the user's size.
+
+    Arguments:
+        network: called as network(x_t, timestep).sample, like every diffusers model.
+        schedule: the path it was trained on.
+        parameterisation: what it predicts: `velocity` of a flow, `epsilon`, `sample` (the clean picture) or the
+            `v_prediction` alpha eps - sigma x0 of a variance-preserving path.
+        size_multiple: height and width the network takes are multiples of this.
+        channels: image channels.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        parameterisation: Parameterisation,
+        *,
+        size_multiple: int = 1,
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.network, self.schedule, self.parameterisation = network, schedule, parameterisation
+        self.size_multiple, self.channels = size_multiple, channels
+        network.requires_grad_(False).eval()
+
+    def predict(self, z: Tensor, t: Tensor) -> Endpoints:
+        alpha, sigma = (a.reshape(-1, 1, 1, 1) for a in self.schedule(t))
+        out = self._call(z, t)
+        if self.parameterisation == "velocity":  # of alpha = 1 - t, sigma = t
+            return Endpoints(z - sigma * out, z + alpha * out)
+        if self.parameterisation == "v_prediction":
+            return Endpoints(alpha * z - sigma * out, sigma * z + alpha * out)
+        if self.parameterisation == "epsilon":
+            return Endpoints((z - sigma * out) / alpha, out)
+        return Endpoints(out, (z - alpha * out) / sigma.clamp_min(torch.finfo(z.dtype).tiny))
+
+    def _call(self, z: Tensor, t: Tensor) -> Tensor:
+        """The network in its own dtype on the padded picture; the result in the dtype and size of z."""
+        timestep = 1000 * t
+        if isinstance(self.schedule, DiscreteVP):  # step i of the table is t = (i + 1) / T
+            timestep = (t * self.schedule.n_steps - 1).clamp_min(0).round()
+        padded, (height, width) = pad_to_multiple(z, self.size_multiple)
+        dtype = next(self.network.parameters()).dtype
+        out = self.network(padded.to(dtype), timestep.expand(len(z))).sample
+        return out[:, : self.channels, :height, :width].to(z.dtype)  # further channels are a learned variance
+
+
+class GreyPrior(Prior):
+    """A colour prior seen as a prior of grey pictures (B, 1, H, W).
+
+    The grey picture fills all three channels.  Along the grey axis (1, 1, 1) / sqrt(3) its noise then is sqrt(3)
+    times as large as in one channel, so the colour prior is asked at sqrt(3) times the ratio sigma/alpha.
+
+    Arguments:
+        prior: a pixel prior of colour pictures.
+    """
+
+    channels = 1
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior, self.schedule = prior, prior.schedule
+
+    def predict(self, z: Tensor, t: Tensor) -> Endpoints:
+        alpha, sigma = self.schedule(t)
+        inner_t = self.prior.schedule.time(3**0.5 * sigma / alpha)
+        inner_alpha, inner_sigma = self.prior.schedule(inner_t)
+        scale = torch.where(alpha > sigma, inner_alpha / alpha, inner_sigma / (3**0.5 * sigma))  # equal, one is finite
+        clean, noise = self.prior.predict((expand_to(scale, z) * z).expand(-1, 3, -1, -1), inner_t)
+        return Endpoints(clean.mean(dim=1, keepdim=True), 3**0.5 * noise.mean(dim=1, keepdim=True))
+
+
+def load_pixel_prior(folder: str | Path, dtype: torch.dtype = torch.float32) -> PixelPrior:
+    """Load a diffusers pipeline folder (model_index.json, unet/, scheduler/) of a pixel model.
+
+    Arguments:
+        folder: the folder that `save_pretrained` wrote; weights as safetensors.
+        dtype: of the network; the solver's state keeps its own.
+
+    Raises:
+        ValueError: the folder lacks a part, or holds a network or scheduler that is not known.
+    """
+    folder = Path(folder)
+    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", folder)
+    config = _read_json(folder / "unet" / "config.json", folder)
+    network = _network_class(config["_class_name"]).from_pretrained(
+        str(folder / "unet"), use_safetensors=True, local_files_only=True, torch_dtype=dtype, low_cpu_mem_usage=False
+    )
+    network = network.to(memory_format=torch.channels_last)
+    schedule, parameterisation = _path_of(scheduler)
+    if hasattr(network, "size_multiple"):
+        multiple = network.size_multiple
+    else:
+        multiple = 2 ** (len(config["down_block_types"]) - 1)
+    channels = config.get("in_channels", config.get("channels", 3))
+    return PixelPrior(network, schedule, parameterisation, size_multiple=multiple, channels=channels)
+
+
+def _network_class(name: str) -> Any:
+    """The class of a network by the name in its config; a closed list, nothing is imported by name."""
+    from diffusers import UNet2DModel
+
+    from .network import ResidualUNet
+
+    classes: dict[str, Any] = {"UNet2DModel": UNet2DModel, "ResidualUNet": ResidualUNet}
+    if name not in classes:
+        raise ValueError(f"The prior's network is a {name!r}; known pixel networks are {', '.join(classes)}.")
+    return classes[name]
+
+
+def _path_of(config: dict[str, Any]) -> tuple[Schedule, Parameterisation]:
+    """Schedule and parameterisation that a scheduler config describes."""
+    name = config["_class_name"]
+    if name.startswith("FlowMatch"):
+        return LinearFlow(), "velocity"
+    betas = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}.get(config.get("beta_schedule", ""))
+    if betas is None:
+        raise ValueError(
+            f"The scheduler {name} has beta_schedule {config.get('beta_schedule')!r}; known are flow-matching "
+            "schedulers and the beta schedules 'linear' and 'scaled_linear'."
+        )
+    table = betas(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
+    return DiscreteVP(table), config.get("prediction_type", "epsilon")
+
+
+def _read_json(path: Path, folder: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is not a diffusers pipeline folder: {path.relative_to(folder)} is missing; it needs unet/ and "
+            "scheduler/ as written by save_pretrained."
+        )
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content

@@ -1,0 +1,748 @@
+"""Every operator against a second, slow writing of it; every closed form against conjugate gradients."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from invsolve.linalg import dot, expand_to
+from invsolve.operators import (
+    JPEG,
+    OPERATORS,
+    Blur,
+    Chain,
+    Compose,
+    Grayscale,
+    Inpaint,
+    LinearOperator,
+    Operator,
+    Separable,
+    build_operator,
+    kernels,
+    masks,
+    operator_fields,
+)
+
+SHAPE = (3, 7, 8)  # odd and even, not square; brute force takes (C H W)^2 steps
+FILES = tempfile.TemporaryDirectory()  # mask, kernel and JPEG files of the cases; removed at exit
+CORNER_KERNEL = [[0, 0, 0, 0, 0], [0, 255, 0, 0, 0], [0, 120, 30, 0, 0], [0, 0, 0, 60, 0], [0, 0, 0, 0, 0]]
+
+
+def save(name: str, values: Any) -> str:
+    path = Path(FILES.name, name)
+    Image.fromarray(np.asarray(values, dtype=np.uint8)).save(path)
+    return str(path)
+
+
+def mask_file(shape: tuple[int, int]) -> str:
+    """White (the hole) in the first two rows and at one pixel, 129 there; the rest is dark grey."""
+    picture = np.full(shape, 100)
+    picture[:2], picture[4, 3] = 255, 129
+    return save(f"mask_{shape[0]}x{shape[1]}.png", picture)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Brute force: loops over pixels, (C, H, W) arrays
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def beyond(i: int, n: int, boundary: str) -> int | None:
+    """The pixel that stands for pixel i of a line of n."""
+    if boundary == "circular":
+        return i % n
+    if boundary == "zero":
+        return i if 0 <= i < n else None
+    while not 0 <= i < n:
+        if boundary == "reflect":  # c b | a b c | b a
+            i = -i if i < 0 else 2 * (n - 1) - i
+        else:  # "symmetric": b a | a b c | c b
+            i = -1 - i if i < 0 else 2 * n - 1 - i
+    return i
+
+
+def convolve(x: np.ndarray, kernel: np.ndarray, boundary: str) -> np.ndarray:
+    """y[i, j] = sum_{p, q} k[p, q] x[i - p, j - q], p and q from the middle of k."""
+    (height, width), (h, w) = x.shape[1:], kernel.shape
+    y = np.zeros_like(x)
+    for i in range(height):
+        for j in range(width):
+            for p in range(-(h // 2), h // 2 + 1):
+                for q in range(-(w // 2), w // 2 + 1):
+                    row, column = beyond(i - p, height, boundary), beyond(j - q, width, boundary)
+                    if row is not None and column is not None:
+                        y[:, i, j] += kernel[p + h // 2, q + w // 2] * x[:, row, column]
+    return y
+
+
+def hide(x: np.ndarray, hidden: Callable[[int, int], bool]) -> np.ndarray:
+    y = x.copy()
+    for i in range(x.shape[1]):
+        for j in range(x.shape[2]):
+            if hidden(i, j):
+                y[:, i, j] = 0
+    return y
+
+
+def average(x: np.ndarray, factor: int) -> np.ndarray:
+    rows, columns = range(0, x.shape[1], factor), range(0, x.shape[2], factor)
+    blocks = [[x[:, i : i + factor, j : j + factor].mean(axis=(1, 2)) for j in columns] for i in rows]
+    return np.array(blocks).transpose(2, 0, 1)
+
+
+def keys(t: float) -> float:
+    """The cubic convolution kernel of Keys (1981) with a = -1/2, in Horner's form."""
+    t = abs(t)
+    if t < 1:
+        return (1.5 * t - 2.5) * t * t + 1
+    return ((-0.5 * t + 2.5) * t - 4) * t + 2 if t < 2 else 0.0
+
+
+def bicubic(x: np.ndarray, factor: int) -> np.ndarray:
+    """One axis after the other, each output pixel a weighted mean over the mirrored line."""
+    for axis in (1, 2):
+        n = x.shape[axis]
+        lines = []
+        for i in range(math.ceil(n / factor)):
+            middle = i * factor + (factor - 1) / 2
+            taps = range(math.ceil(middle - 2 * factor), math.floor(middle + 2 * factor) + 1)
+            weights = [keys((tap - middle) / factor) for tap in taps]
+            pixels = [x.take(beyond(tap, n, "symmetric"), axis) for tap in taps]
+            lines.append(sum(w * p for w, p in zip(weights, pixels, strict=True)) / sum(weights))
+        x = np.stack(lines, axis)
+    return x
+
+
+def gaussian_kernel(sigma: float) -> np.ndarray:
+    radius = math.ceil(4 * sigma)
+    offsets = range(-radius, radius + 1)
+    kernel = np.array([[math.exp(-(p * p + q * q) / (2 * sigma**2)) for q in offsets] for p in offsets])
+    return kernel / kernel.sum()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The cases: one or more for each row of the table
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of OPERATORS with fields that fit small pictures.
+
+    Arguments:
+        name: the row.
+        fields: from the size (H, W) of a picture, for rows that read a file of that size.
+        brute: x (C, H, W) to A x in slow NumPy; None if the operator is not linear and is tested on its own.
+        closed: has its own pinv and prox.
+    """
+
+    name: str
+    fields: Callable[[tuple[int, int]], dict[str, Any]]
+    brute: Callable[[np.ndarray], np.ndarray] | None
+    closed: bool = True
+
+    def build(self, shape: tuple[int, int, int] = SHAPE) -> Operator:
+        return build_operator(self.name, shape, **self.fields(shape[1:]))
+
+    def __str__(self) -> str:
+        fields = {key: value for key, value in self.fields(SHAPE[1:]).items() if key not in {"mask", "kernel"}}
+        return "-".join([self.name, *map(str, fields.values())])
+
+
+def fixed(name: str, brute: Callable[[np.ndarray], np.ndarray] | None, closed: bool = True, **fields: Any) -> Case:
+    return Case(name, lambda size: fields, brute, closed)
+
+
+def blurs(name: str, kernel: np.ndarray, **fields: Any) -> list[Case]:
+    def case(boundary: str) -> Case:
+        return fixed(name, lambda x: convolve(x, kernel, boundary), boundary == "circular", boundary=boundary, **fields)
+
+    return [case(boundary) for boundary in ("circular", "zero", "reflect")]
+
+
+def hidden_box(i: int, j: int) -> bool:
+    return i in (1, 2, 3) and j in (2, 3, 4, 5)
+
+
+def hidden_in(mask: Callable[..., Tensor]) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: hide(x, lambda i, j: mask(x.shape[1:], 0.4, 3)[i, j] == 0)
+
+
+KERNEL_FILE = save("kernel.png", CORNER_KERNEL)
+CASES = [
+    fixed("identity", lambda x: x),
+    Case(
+        "inpaint",
+        lambda size: {"mask": mask_file(size)},
+        lambda x: hide(x, lambda i, j: i < 2 or (i, j) == (4, 3)),
+    ),
+    fixed("inpaint-box", lambda x: hide(x, hidden_box), top=1, left=2, height=3, width=4),
+    fixed("inpaint-random", hidden_in(masks.random), fraction=0.4, seed=3),
+    fixed("inpaint-brush", hidden_in(masks.brush), fraction=0.4, seed=3),
+    *blurs("blur", gaussian_kernel(0.6), sigma=0.6),
+    *blurs("blur-uniform", np.full((3, 3), 1 / 9), size=3),
+    *blurs("blur-motion", kernels.linear_motion(2.5, 30).numpy(), length=2.5, angle=30.0),
+    *blurs("blur-shake", kernels.camera_shake(5, 1, 1.0).numpy(), size=5, seed=1, intensity=1.0),
+    *blurs("blur-kernel", kernels.from_file(KERNEL_FILE).numpy(), kernel=KERNEL_FILE),
+    fixed("downsample", lambda x: average(x, 2), factor=2),
+    fixed("downsample", lambda x: average(x, 3), factor=3),
+    fixed("downsample-bicubic", lambda x: bicubic(x, 2), factor=2),
+    fixed("downsample-bicubic", lambda x: bicubic(x, 3), factor=3),
+    fixed("grayscale", lambda x: x.mean(axis=0, keepdims=True), weights="mean"),
+    fixed("grayscale", lambda x: (0.299 * x[0] + 0.587 * x[1] + 0.114 * x[2])[None], weights="luma"),
+    fixed("jpeg", None, quality=30),
+]
+LINEAR = [case for case in CASES if case.brute is not None]
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_linear = pytest.mark.parametrize("case", LINEAR, ids=str)
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape
+    return float((a - b).norm() / b.norm())
+
+
+def images(batch: int = 2, shape: tuple[int, ...] = SHAPE, **kwargs: Any) -> Tensor:
+    return randn(batch, *shape, **kwargs)
+
+
+def test_every_row_has_a_case() -> None:
+    assert {case.name for case in CASES} == set(OPERATORS)
+    assert [case.name for case in CASES if case.brute is None] == ["jpeg"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Linear operators
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def dense(case: Case) -> np.ndarray:
+    """The matrix (data, pixels) of the brute force."""
+    basis = np.eye(math.prod(SHAPE)).reshape(-1, *SHAPE)
+    return np.stack([case.brute(x).reshape(-1) for x in basis], axis=1)
+
+
+def assert_adjoint(operator: LinearOperator, dtype: torch.dtype, tolerance: float) -> None:
+    u, v = images(shape=operator.image_shape, dtype=dtype), randn(2, *operator.data_shape, seed=1, dtype=dtype)
+    au, atv = operator(u), operator.adjoint(v)
+    assert au.shape == v.shape and atv.shape == u.shape  # dot() flattens and would hide a wrong shape
+    scale = dot(au, au).sqrt() * dot(v, v).sqrt()
+    assert ((dot(au, v) - dot(u, atv)).abs() <= tolerance * scale).all()
+
+
+@every_linear
+def test_equals_brute_force(case: Case) -> None:
+    x = images(1)
+    assert relative(case.build()(x)[0], torch.from_numpy(case.brute(x[0].numpy()))) < 1e-12
+
+
+@every_linear
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
+def test_adjoint(case: Case, dtype: torch.dtype, tolerance: float) -> None:
+    assert_adjoint(case.build(), dtype, tolerance)
+
+
+@every_linear
+def test_gradient_is_the_adjoint(case: Case) -> None:
+    operator = case.build()
+    x, v = images().requires_grad_(True), randn(2, *operator.data_shape, seed=1)
+    (gradient,) = torch.autograd.grad(operator(x), x, v)
+    assert relative(gradient, operator.adjoint(v)) < 1e-12
+
+
+@every_linear
+def test_pinv_explains_the_data(case: Case) -> None:
+    operator = case.build()
+    y = operator(images())
+    assert relative(operator(operator.pinv(y)), y) < (1e-10 if case.closed else 1e-5)
+
+
+@every_linear
+def test_pinv_and_prox_equal_dense_algebra(case: Case) -> None:
+    """Against NumPy on the brute-force matrix, also for data that no picture explains."""
+    operator, a, rho = case.build(), dense(case), 0.3
+    x, y = images(1), randn(1, *operator.data_shape, seed=1)
+    pinv = np.linalg.pinv(a, rcond=1e-6) @ y.numpy().reshape(-1)
+    normal = a.T @ a + rho * np.eye(a.shape[1])
+    prox = np.linalg.solve(normal, a.T @ y.numpy().reshape(-1) + rho * x.numpy().reshape(-1))
+    tolerance = 1e-9 if case.closed else 1e-4
+    assert relative(operator.pinv(y).reshape(-1), torch.from_numpy(pinv)) < tolerance
+    assert relative(operator.prox(x, y, torch.tensor(rho)).reshape(-1), torch.from_numpy(prox)) < tolerance
+
+
+@pytest.mark.parametrize("case", [case for case in LINEAR if case.closed], ids=str)
+def test_closed_forms_equal_cg(case: Case) -> None:
+    operator = case.build()
+    x, y, rho = images(), randn(2, *operator.data_shape, seed=1), torch.tensor([0.1, 2.0], dtype=torch.float64)
+    assert type(operator).pinv is not LinearOperator.pinv and type(operator).prox is not LinearOperator.prox
+    assert relative(operator.pinv(y), LinearOperator.pinv(operator, y)) < 1e-4
+    assert relative(operator.prox(x, y, rho), LinearOperator.prox(operator, x, y, rho)) < 1e-5
+
+
+@every_linear
+@pytest.mark.parametrize(
+    "rho", [torch.tensor(0.5), torch.tensor([0.02, 30.0], dtype=torch.float64)], ids=["one", "two"]
+)
+def test_prox_is_optimal(case: Case, rho: Tensor) -> None:
+    """A^T (A u - y) + rho (u - x) = 0."""
+    operator = case.build()
+    x, y = images(), randn(2, *operator.data_shape, seed=1)
+    u = operator.prox(x, y, rho)
+    slope = operator.adjoint(operator(u) - y) + expand_to(rho, x) * (u - x)
+    start = operator.adjoint(operator(x) - y)
+    assert slope.norm() < (1e-10 if case.closed else 1e-5) * start.norm()
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(height=st.integers(7, 12), width=st.integers(7, 12), channels=st.sampled_from([1, 3]))
+@pytest.mark.parametrize("case", [c for c in LINEAR if "luma" not in str(c)], ids=str)
+def test_any_size(case: Case, height: int, width: int, channels: int) -> None:
+    shape = (channels, height, width)
+    operator = case.build(shape)
+    assert_adjoint(operator, torch.float64, 1e-10)
+    y = operator(images(1, shape))
+    assert tuple(y.shape[1:]) == operator.data_shape
+    if case.closed:
+        assert relative(operator(operator.pinv(y)), y) < 1e-3  # some sizes lose a frequency of the blur
+
+
+@pytest.mark.parametrize("case", [c for c in LINEAR if c.name.startswith("downsample")], ids=str)
+@pytest.mark.parametrize("shape", [(1, 5, 12), (2, 9, 6)], ids=str)
+def test_cut_blocks_equal_brute_force(case: Case, shape: tuple[int, int, int]) -> None:
+    x = images(1, shape)
+    assert relative(case.build(shape)(x)[0], torch.from_numpy(case.brute(x[0].numpy()))) < 1e-12
+
+
+def test_blur_drops_what_it_has_lost() -> None:
+    """A mean over three pixels of a ring of nine loses two frequencies for good."""
+    operator = build_operator("blur-uniform", (1, 9, 9), size=3)
+    matrix = np.stack([operator(x[None]).numpy().reshape(-1) for x in torch.eye(81).double().reshape(81, 1, 9, 9)], 1)
+    assert np.linalg.matrix_rank(matrix) == 49
+    y = randn(1, 1, 9, 9)
+    expected = torch.from_numpy(np.linalg.pinv(matrix, rcond=1e-6) @ y.numpy().reshape(-1))
+    assert relative(operator.pinv(y).reshape(-1), expected) < 1e-9
+
+
+def test_blur_survives_a_cast_of_the_module() -> None:
+    """Module.float() drops the imaginary part of a complex buffer; an asymmetric kernel would then be mirrored."""
+    operator, x = build_operator("blur-kernel", SHAPE, kernel=KERNEL_FILE), images(dtype=torch.float32)
+    assert relative(operator.to(torch.float32)(x), operator(x.double()).float()) < 1e-6
+    assert (
+        relative(
+            operator(x)[0], torch.from_numpy(convolve(x[0].numpy(), kernels.from_file(KERNEL_FILE).numpy(), "circular"))
+        )
+        < 1e-6
+    )
+
+
+def test_bicubic_agrees_with_torch_inside() -> None:
+    """F.interpolate cuts its taps at the border instead of mirroring; inside the two are the same."""
+    x = images(1, (3, 40, 48))
+    y = build_operator("downsample-bicubic", (3, 40, 48), factor=4)(x)
+    expected = torch.nn.functional.interpolate(x, (10, 12), mode="bicubic", antialias=True)
+    assert relative(y[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2]) < 1e-12
+    assert relative(y, expected) > 1e-3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every operator
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@every_case
+def test_batch_equals_one_by_one(case: Case) -> None:
+    operator = case.build()
+    x = images(3).clamp(-1, 1)
+    y = operator(x)
+    rho = torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64)
+    for b in range(3):
+        one = slice(b, b + 1)
+        torch.testing.assert_close(operator(x[one]), y[one], rtol=0, atol=1e-12)
+        torch.testing.assert_close(operator.pinv(y[one]), operator.pinv(y)[one], rtol=0, atol=1e-9)
+        if isinstance(operator, LinearOperator):
+            torch.testing.assert_close(operator.prox(x[one], -y[one], rho[one]), operator.prox(x, -y, rho)[one])
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_dtype_is_kept(case: Case, dtype: torch.dtype) -> None:
+    operator, x = case.build(), images(dtype=dtype)
+    y = operator(x)
+    assert y.dtype == operator.pinv(y).dtype == dtype
+    if isinstance(operator, LinearOperator):
+        assert operator.adjoint(y).dtype == operator.prox(x, y, torch.tensor(0.5, dtype=dtype)).dtype == dtype
+
+
+@every_case
+def test_spec_builds_the_same_operator(case: Case) -> None:
+    operator, x = case.build(), images()
+    spec = json.loads(json.dumps(operator.spec))
+    assert set(spec) == {"name", *operator_fields(case.name)}
+    assert all(f"{key}={value!r}" in repr(operator) for key, value in spec.items())
+    torch.testing.assert_close(build_operator(spec.pop("name"), SHAPE, **spec)(x), operator(x), rtol=0, atol=0)
+
+
+@every_case
+def test_wrong_shape_gives_the_sentence(case: Case) -> None:
+    operator = case.build()
+    with pytest.raises(ValueError, match=r"expects images \(B, 3, 7, 8\), got \(1, 3, 8, 8\); build it with"):
+        operator(torch.zeros(1, 3, 8, 8))
+
+
+@every_case
+def test_chi_square_counts_measured_entries(case: Case) -> None:
+    operator = case.build()
+    changed = operator(images()) != operator(images(seed=1))
+    measured = operator.data_mask is None or operator.data_mask.bool().expand(changed.shape)
+    if isinstance(operator, LinearOperator):
+        assert (changed == torch.as_tensor(measured)).all()
+        assert 2 * operator.n_observed == changed.sum()
+    else:
+        assert operator.n_observed == changed[0].numel()
+
+
+def test_inpaint_hides_single_channels() -> None:
+    observed = torch.ones(SHAPE)
+    observed[1] = 0
+    operator, x = Inpaint(SHAPE, observed=observed), images()
+    assert (operator(x)[:, 1] == 0).all() and (operator(x)[:, ::2] == x[:, ::2]).all()
+    assert operator.n_observed == 2 * 7 * 8
+
+
+BAD_FIELDS = [
+    ("blurr", {}, r"no operator 'blurr' \(did you mean 'blur'\?\); choose one of identity, inpaint"),
+    ("blur", {"sigm": 1.0}, r"blur has no field 'sigm' \(did you mean 'sigma'\?\); its fields are sigma=2.0, boundary"),
+    ("identity", {"x": 1}, "identity has no field 'x'; it has none"),
+    ("inpaint", {}, "inpaint needs a value for mask; its fields are mask"),
+    ("inpaint-box", {"top": 1}, "needs a value for left, height, width"),
+    ("inpaint-box", {"top": 5, "left": 0, "height": 3, "width": 2}, r"does not lie inside a picture of 7 x 8 pixels"),
+    ("inpaint-box", {"top": 0, "left": 0, "height": 7, "width": 8}, "this mask hides every pixel"),
+    ("inpaint-random", {"fraction": 1.5}, "lies between 0 and 1, got 1.5"),
+    ("inpaint-random", {"fraction": 0.001}, "this mask observes every pixel"),
+    ("inpaint-brush", {"fraction": 0.0}, "lies between 0 and 1, got 0.0"),
+    ("blur", {"sigma": -1.0}, "sigma is the width of the Gaussian in pixels and must be positive, got -1.0"),
+    ("blur", {"sigma": 1.0}, r"The kernel \(9, 9\) is larger than the picture \(7, 8\)"),
+    ("blur", {"sigma": 2.0, "boundary": "reflect"}, r"The kernel \(17, 17\) reaches over the mirrored picture"),
+    ("blur", {"sigma": 0.5, "boundary": "wrap"}, "boundary is one of circular, zero, reflect, got 'wrap'"),
+    ("blur-uniform", {"size": 4}, "odd number of pixels, so that it has a middle, got 4"),
+    ("blur-motion", {"length": 0.0}, "must be at least 1, got 0.0"),
+    ("blur-shake", {"size": 5, "intensity": -1.0}, "intensity >= 0, got size=5, intensity=-1.0"),
+    ("blur-shake", {"size": 1}, "size >= 3"),
+    ("blur-kernel", {"kernel": "absent.png"}, "Cannot read the picture 'absent.png'"),
+    ("downsample", {"factor": 0}, "from 1 to 7, the shorter side, got 0"),
+    ("downsample-bicubic", {"factor": 8}, "from 1 to 7, the shorter side, got 8"),
+    ("grayscale", {"weights": "rgb"}, "weights is one of mean, luma, got 'rgb'"),
+    ("jpeg", {"quality": 0}, r"quality is a number from 1 \(worst\) to 100, got 0"),
+    ("jpeg", {"subsampling": "4:1:1"}, "subsampling is one of 4:4:4, 4:2:0, got '4:1:1'"),
+    ("jpeg", {"tables_from": "absent.jpg"}, "Cannot read 'absent.jpg'"),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "sentence"), BAD_FIELDS)
+def test_bad_fields_give_the_sentence(name: str, fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        build_operator(name, SHAPE, **fields)
+
+
+BAD_ARGUMENTS = [
+    (lambda: build_operator("identity", (1, 3, 7, 8)), r"all positive, got \(1, 3, 7, 8\); leave the batch axis out"),
+    (lambda: build_operator("identity", (3, 0, 8)), r"all positive, got \(3, 0, 8\)"),
+    (lambda: build_operator("grayscale", (2, 7, 8), weights="luma"), "got 2 channels; use weights='mean'"),
+    (lambda: build_operator("jpeg", (2, 7, 8)), "1 or 3 channels"),
+    (lambda: build_operator("jpeg", SHAPE, tables_from=KERNEL_FILE), "is a PNG file"),
+    (lambda: build_operator("inpaint", SHAPE, mask=mask_file((9, 9))), r"expects a mask \(7, 8\).*got \(9, 9\)"),
+    (lambda: build_operator("inpaint", SHAPE, mask=save("k.png", np.zeros((7, 8)))), "observes every pixel; in a mask"),
+    (
+        lambda: build_operator("inpaint", SHAPE, mask=save("w.png", np.full((7, 8), 255))),
+        "hides every pixel; in a mask",
+    ),
+    (lambda: build_operator("inpaint", SHAPE, mask="absent.png"), "Cannot read the picture 'absent.png'"),
+    (lambda: build_operator("blur-kernel", SHAPE, kernel=save("b.png", np.zeros((3, 3)))), "is black"),
+    (lambda: Inpaint(SHAPE, observed=torch.full((7, 8), 0.5)), r"zeros \(hidden\) and ones"),
+    (lambda: Blur(SHAPE, kernel=torch.ones(2, 3)), r"odd height and width, got \(2, 3\)"),
+    (lambda: Separable(SHAPE, vertical=torch.ones(2, 7), horizontal=torch.ones(2, 7)), r"got \(2, 7\) and \(2, 7\)"),
+    (lambda: JPEG(SHAPE, tables=torch.zeros(2, 8, 8)), "values 1 to 255"),
+]
+
+
+@pytest.mark.parametrize(("build", "sentence"), BAD_ARGUMENTS)
+def test_bad_arguments_give_the_sentence(build: Callable[[], Operator], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        build()
+
+
+def test_fields_have_simple_types() -> None:
+    """The command line maps strings to fields by these types."""
+    for name in OPERATORS:
+        for parameter in operator_fields(name).values():
+            assert parameter.kind is parameter.KEYWORD_ONLY
+            literal = getattr(parameter.annotation, "__args__", ())
+            assert parameter.annotation in (int, float, str) or all(isinstance(value, str) for value in literal)
+            assert parameter.annotation in (int, float, str) or literal
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A @ B
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_linear_at_linear_is_linear() -> None:
+    outer, inner = build_operator("downsample", (1, 7, 8), factor=2), Grayscale(SHAPE)
+    operator, x = outer @ inner, images()
+    assert isinstance(operator, Compose) and operator.data_shape == (1, 4, 4)
+    assert relative(operator(x), outer(inner(x))) == 0
+    assert_adjoint(operator, torch.float64, 1e-10)
+    y = operator(x)
+    assert relative(operator(operator.pinv(y)), y) < 1e-5
+
+
+def test_anything_at_jpeg_is_a_chain() -> None:
+    codec, grey = build_operator("jpeg", SHAPE), Grayscale(SHAPE)
+    operator, x = grey @ codec, images()
+    assert isinstance(operator, Chain) and not isinstance(operator, LinearOperator)
+    assert relative(operator(x), grey(codec(x))) == 0
+    assert isinstance(codec @ build_operator("identity", SHAPE), Chain)
+
+
+def test_mask_of_a_product_is_that_of_its_data() -> None:
+    holes, smooth = build_operator("inpaint-random", SHAPE), build_operator("blur", SHAPE, sigma=0.5)
+    assert (holes @ smooth).n_observed == holes.n_observed < math.prod(SHAPE)
+    assert (smooth @ holes).n_observed == math.prod(SHAPE)
+    assert (holes @ build_operator("jpeg", SHAPE)).n_observed == holes.n_observed
+
+
+def test_product_of_unequal_shapes_gives_the_sentence() -> None:
+    for outer in (Grayscale(SHAPE), build_operator("jpeg", SHAPE)):
+        with pytest.raises(
+            ValueError, match=r"gives \(3, 4, 4\); build the left operator with image_shape=\(3, 4, 4\)"
+        ):
+            outer @ build_operator("downsample", SHAPE, factor=2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kernels and masks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+KERNELS = {
+    "gaussian": lambda: kernels.gaussian(1.3),
+    "gaussian of 5": lambda: kernels.gaussian(25.0, size=5),
+    "uniform": lambda: kernels.uniform(9),
+    **{f"motion {a}": lambda a=a: kernels.linear_motion(15.0, a) for a in (0.0, 45.0, 90.0, 127.3)},
+    "motion 1": lambda: kernels.linear_motion(1.0, 30.0),
+    **{f"shake {s}, {i}": lambda s=s, i=i: kernels.camera_shake(31, s, i) for s in range(4) for i in (0.0, 0.5, 1.0)},
+    "smallest shake": lambda: kernels.camera_shake(3, 0, 0.5),
+    "file": lambda: kernels.from_file(KERNEL_FILE),
+}
+
+
+def centre(kernel: Tensor) -> Tensor:
+    """Centre of mass (row, column) from the middle pixel."""
+    rows, columns = (torch.arange(n) - n // 2 for n in kernel.shape)
+    return torch.stack(((kernel.sum(dim=1) * rows).sum(), (kernel.sum(dim=0) * columns).sum()))
+
+
+@pytest.mark.parametrize("make", KERNELS.values(), ids=KERNELS)
+def test_kernel_is_normalised_and_centred(make: Callable[[], Tensor]) -> None:
+    kernel = make()
+    assert kernel.dtype == torch.float64 and all(n % 2 == 1 for n in kernel.shape)
+    assert (kernel >= 0).all() and abs(kernel.sum() - 1) < 1e-12
+    assert centre(kernel).abs().max() < 1e-9
+
+
+def test_gaussian_has_its_width() -> None:
+    kernel = kernels.gaussian(1.7)
+    offsets = torch.arange(len(kernel)) - len(kernel) // 2
+    assert abs((kernel.sum(dim=0) * offsets**2).sum() - 1.7**2) < 1e-2
+    assert kernels.gaussian(25.0, size=5).shape == (5, 5)
+
+
+@pytest.mark.parametrize(("angle", "direction"), [(0.0, (0, 1)), (90.0, (1, 0)), (30.0, (-0.5, math.sqrt(0.75)))])
+def test_motion_has_its_direction_and_length(angle: float, direction: tuple[float, float]) -> None:
+    """The covariance of a segment of length L along u is L^2 / 12 u u^T; sharing among pixels adds at most 1/4."""
+    kernel = kernels.linear_motion(21.0, angle)
+    offsets = torch.arange(len(kernel), dtype=torch.float64) - len(kernel) // 2
+    grid = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"))
+    covariance = torch.einsum("ipq,jpq,pq->ij", grid, grid, kernel)
+    u = torch.tensor(direction, dtype=torch.float64)
+    assert (covariance - 21.0**2 / 12 * torch.outer(u, u)).abs().max() < 0.26
+    assert kernels.linear_motion(1.0, 0.0).shape == (3, 3)
+
+
+def test_shake_is_its_seed() -> None:
+    kernel = kernels.camera_shake(31, 0, 0.5)
+    assert torch.equal(kernel, kernels.camera_shake(31, 0, 0.5))
+    assert (kernel - kernels.camera_shake(31, 1, 0.5)).abs().max() > 1e-3
+    assert (kernel - kernel.flip(0, 1)).abs().max() > 1e-3  # not symmetric: tells convolution from correlation
+    straight = torch.linalg.matrix_rank(covariance_of(kernels.camera_shake(31, 0, 0.0)), rtol=0.02)
+    bent = torch.linalg.matrix_rank(covariance_of(kernel), rtol=0.02)
+    assert (straight, bent) == (1, 2)
+
+
+def covariance_of(kernel: Tensor) -> Tensor:
+    offsets = torch.arange(len(kernel), dtype=torch.float64) - len(kernel) // 2
+    grid = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"))
+    return torch.einsum("ipq,jpq,pq->ij", grid, grid, kernel)
+
+
+def test_centred_kernel_file_is_not_changed() -> None:
+    cross = np.array([[0, 0, 0, 0, 0], [0, 0, 90, 0, 0], [0, 60, 200, 60, 0], [0, 0, 90, 0, 0], [0, 0, 0, 0, 0]])
+    expected = torch.from_numpy(cross[1:4, 1:4] / cross.sum())  # without its black border
+    torch.testing.assert_close(kernels.from_file(save("cross.png", cross)), expected, rtol=0, atol=1e-12)
+
+
+def test_kernel_file_of_16_bits_keeps_its_precision() -> None:
+    path = Path(FILES.name, "deep.png")
+    Image.fromarray(np.array([[300, 1000, 300]], dtype=np.uint16)).save(path)
+    row = kernels.from_file(str(path))[1]
+    torch.testing.assert_close(row, torch.tensor([300.0, 1000.0, 300.0]).double() / 1600)
+
+
+@pytest.mark.parametrize("mask", [masks.random, masks.brush])
+def test_mask_is_its_seed(mask: Callable[..., Tensor]) -> None:
+    assert torch.equal(mask((40, 31), 0.3, 0), mask((40, 31), 0.3, 0))
+    assert not torch.equal(mask((40, 31), 0.3, 0), mask((40, 31), 0.3, 1))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.7])
+def test_mask_hides_its_fraction(fraction: float) -> None:
+    assert (masks.random((40, 31), fraction, 0) == 0).sum() == round(fraction * 40 * 31)
+    dab = math.pi * (0.05 * 96) ** 2 / (96 * 128)
+    hidden = 1 - float(masks.brush((96, 128), fraction, 0).mean())
+    assert fraction <= hidden < fraction + dab
+
+
+def test_brush_strokes_are_thick() -> None:
+    """Nearly every hidden pixel has a hidden neighbour on the same row, unlike in a random mask of the same fraction."""
+
+    def lonely(observed: Tensor) -> float:
+        hidden = torch.nn.functional.pad(1 - observed, (1, 1))
+        return float((hidden[:, 1:-1] * (1 - hidden[:, :-2]) * (1 - hidden[:, 2:])).sum() / hidden.sum())
+
+    assert lonely(masks.brush((96, 96), 0.25, 0)) < 0.05 < 0.5 < lonely(masks.random((96, 96), 0.25, 0))
+
+
+def test_masks_leave_global_randomness_alone() -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    masks.brush((16, 16), 0.3, 0), masks.random((16, 16), 0.3, 0), kernels.camera_shake(5, 0, 0.5)
+    assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# JPEG
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def picture(channels: int = 3, height: int = 37, width: int = 50) -> Tensor:
+    """Smooth shapes, an edge and some noise, on whole grey levels: (1, C, H, W) in [-1, 1], float64."""
+    rows, columns = torch.arange(height)[:, None] / 9.0, torch.arange(width)[None] / 7.0
+    waves = torch.stack([torch.sin(rows + c) * torch.cos(columns - 2 * c) for c in range(channels)])
+    waves = 0.7 * waves + 0.3 * (columns > 3) + 0.05 * randn(channels, height, width)
+    return ((waves.clamp(-1, 1)[None] + 1) * 127.5).round() / 127.5 - 1
+
+
+def pillow(x: Tensor, **options: Any) -> Tensor:
+    """Save and load with Pillow alone."""
+    pixels = ((x[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(file, "JPEG", **options)
+    decoded = np.asarray(Image.open(file), dtype=np.float64).reshape(pixels.shape)
+    return torch.from_numpy(decoded).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+CODECS = [
+    (channels, quality, subsampling)
+    for channels, subsampling in [(3, "4:2:0"), (3, "4:4:4"), (1, "4:4:4")]
+    for quality in (5, 10, 50, 95)
+]
+
+
+@pytest.mark.parametrize(("channels", "quality", "subsampling"), CODECS)
+def test_jpeg_is_pillows(channels: int, quality: int, subsampling: str) -> None:
+    x = picture(channels)
+    operator = build_operator("jpeg", tuple(x.shape[1:]), quality=quality, subsampling=subsampling)
+    expected = pillow(x, quality=quality, subsampling=subsampling)
+    torch.testing.assert_close(operator(x), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(operator(x.requires_grad_(True)).detach(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("channels", "quality", "subsampling"), CODECS)
+def test_soft_codec_follows_the_true_one(channels: int, quality: int, subsampling: str) -> None:
+    """It misses the true result by far less than the compression changes the picture."""
+    x = picture(channels)
+    operator = build_operator("jpeg", tuple(x.shape[1:]), quality=quality, subsampling=subsampling)
+    y = operator(x)
+    assert (operator.soft(x) - y).norm() < 0.5 * (y - x).norm()
+
+
+@pytest.mark.parametrize(("channels", "subsampling"), [(3, "4:2:0"), (3, "4:4:4"), (1, "4:2:0")])
+def test_jpeg_gradient_is_the_slope_of_the_soft_codec(channels: int, subsampling: str) -> None:
+    x = 0.8 * picture(channels, 19, 23)
+    operator = build_operator("jpeg", tuple(x.shape[1:]), quality=40, subsampling=subsampling)
+    direction, v, h = randn(*x.shape, seed=1), randn(*x.shape, seed=2), 1e-7
+    leaf = x.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(operator(leaf), leaf, v)
+    slope = (v * (operator.soft(x + h * direction) - operator.soft(x - h * direction))).sum() / (2 * h)
+    assert gradient.isfinite().all() and gradient.norm() > 0.1
+    assert float((gradient * direction).sum()) == pytest.approx(float(slope), rel=1e-3)
+
+
+def test_jpeg_explains_its_data() -> None:
+    """A(A^+ y) = y but for clipping and rounding to 8 bits."""
+    x = picture()
+    operator = build_operator("jpeg", tuple(x.shape[1:]), quality=10)
+    y = operator(x)
+    assert (operator(operator.pinv(y)) - y).norm() < 0.1 * (y - x).norm()
+
+
+@pytest.mark.parametrize(("quality", "subsampling"), [(23, "4:2:0"), (77, "4:4:4")])
+def test_jpeg_as_another_file(quality: int, subsampling: str) -> None:
+    path = str(Path(FILES.name, f"compressed{quality}.jpg"))
+    Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(path, quality=quality, subsampling=subsampling)
+    x = picture()
+    operator = build_operator("jpeg", tuple(x.shape[1:]), tables_from=path)
+    assert operator.subsampling == subsampling
+    expected = pillow(x, quality=quality, subsampling=subsampling)
+    torch.testing.assert_close(operator(x), expected, rtol=0, atol=1e-12)
+
+
+def test_jpeg_of_a_grey_file() -> None:
+    path = str(Path(FILES.name, "grey.jpg"))
+    Image.fromarray(np.zeros((20, 30), dtype=np.uint8)).save(path, quality=35)
+    x = picture(1)
+    operator = build_operator("jpeg", tuple(x.shape[1:]), tables_from=path)
+    torch.testing.assert_close(operator(x), pillow(x, quality=35), rtol=0, atol=1e-12)
+
+
+def test_jpeg_refuses_other_subsampling() -> None:
+    path = str(Path(FILES.name, "wide.jpg"))
+    Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(path, subsampling="4:2:2")
+    with pytest.raises(ValueError, match="colours subsampled other than 4:4:4 or 4:2:0"):
+        build_operator("jpeg", SHAPE, tables_from=path)
+
+
+def test_jpeg_needs_kornia_only_for_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kornia.color", None)
+    operator, x = build_operator("jpeg", SHAPE), images()
+    assert operator(x).isfinite().all()
+    with pytest.raises(ImportError, match="pip install kornia"):
+        operator(x.requires_grad_(True))
