@@ -17,7 +17,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ import numpy as np
 import tifffile
 import torch
 from PIL import Image, UnidentifiedImageError
+from tifffile import EXTRASAMPLE, PHOTOMETRIC
 from torch import Tensor
 
 __all__ = [
     "MAX_PIXELS",
     "SUFFIXES",
     "Picture",
+    "at_bit_depth",
     "atomic_folder",
     "atomic_write",
     "load_image",
@@ -72,6 +74,12 @@ class Picture:
     sha256: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.tensor.shape
+        return channels, height, width
+
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
@@ -91,7 +99,10 @@ def to_tensor(y: Tensor | np.ndarray | Image.Image | str | os.PathLike[str]) -> 
     if isinstance(y, str | os.PathLike):
         return load_image(y).tensor[None]
     if isinstance(y, Image.Image):
-        return _from_integers(_split_alpha(_expand(y, []))[0])[None]
+        try:
+            return _from_integers(_split_alpha(_expand(y, []))[0])[None]
+        except _RefusedError as error:
+            raise ValueError(f"The picture {error}") from None
     if isinstance(y, np.ndarray) and y.dtype in (np.bool_, np.uint8, np.uint16):
         if y.ndim not in (2, 3) or (y.ndim == 3 and y.shape[2] not in (1, 3)):
             raise ValueError(
@@ -128,7 +139,8 @@ def _to_integers(x: Tensor, bit_depth: int) -> np.ndarray:
         raise ValueError("A picture with non-finite values (NaN or inf) is not written.")
     top = 2**bit_depth - 1
     values = ((x.detach().cpu().double().clamp(-1, 1) + 1) / 2 * top).round().numpy()
-    return np.moveaxis(values, 0, 2).astype(np.uint8 if bit_depth == 8 else np.uint16)
+    integers: np.ndarray = np.moveaxis(values, 0, 2).astype(np.uint8 if bit_depth == 8 else np.uint16)
+    return integers
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -177,6 +189,16 @@ def load_mask(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Ten
     return holes
 
 
+def at_bit_depth(picture: Picture, bit_depth: int) -> Picture:
+    """The same picture, to be written with 8 or 16 bits; its alpha goes along."""
+    if bit_depth == picture.bit_depth:
+        return picture
+    alpha = picture.alpha
+    if alpha is not None:
+        alpha = alpha.astype(np.uint16) * 257 if bit_depth == 16 else (alpha // 257).astype(np.uint8)
+    return replace(picture, alpha=alpha, bit_depth=bit_depth)
+
+
 class _RefusedError(ValueError):
     """A readable picture that is not accepted; the message continues a sentence that begins with its path."""
 
@@ -197,14 +219,18 @@ def _decode(data: bytes, max_pixels: int) -> Picture:
     else:
         values = _expand(header, notes)
     exif, orientation = _exif(header)
+    if orientation != 1:
+        notes.append("Turned upright by the EXIF orientation.")
     colours, alpha = _split_alpha(_upright(values, orientation))
     return Picture(
         tensor=_from_integers(colours),
         alpha=alpha,
         bit_depth=8 * values.dtype.itemsize,
-        icc=None if notes else header.info.get("icc_profile"),  # a CMYK profile does not describe the RGB values
+        icc=None
+        if header.mode == "CMYK"
+        else header.info.get("icc_profile"),  # a CMYK profile does not describe the RGB values
         exif=exif,
-        format={None: "TIFF", "MPO": "JPEG"}.get(header.format, header.format),
+        format={"MPO": "JPEG"}.get(header.format or "TIFF", header.format or "TIFF"),
         sha256=hashlib.sha256(data).hexdigest(),
         notes=tuple(notes),
     )
@@ -250,12 +276,12 @@ def _decode_deep_tiff(data: bytes, max_pixels: int) -> np.ndarray | None:
         if page.dtype in (np.bool_, np.uint8):
             return None
         _check_pixels(page.imagewidth, page.imagelength, max_pixels)
-        frames = sum(not page.is_reduced for page in tiff.pages)
-        if frames > 1 or page.axes not in ("YX", "YXS", "SYX"):
-            raise _RefusedError(f"holds {frames} pictures; save the one to restore as a file of its own.")
-        if page.photometric.name not in ("MINISBLACK", "MINISWHITE", "RGB"):
-            raise _RefusedError(f"has {page.photometric.name} colours; save it as grey or RGB.")
-        if any(extra.name == "ASSOCALPHA" for extra in page.extrasamples):
+        if len(tiff.pages) > 1 or page.axes not in ("YX", "YXS", "SYX"):
+            raise _RefusedError(f"holds {len(tiff.pages)} pictures; save the one to restore as a file of its own.")
+        colours = PHOTOMETRIC(page.photometric)
+        if colours not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB):
+            raise _RefusedError(f"has {colours.name} colours; save it as grey or RGB.")
+        if EXTRASAMPLE.ASSOCALPHA in page.extrasamples:
             raise _RefusedError("has colours multiplied by alpha; save it with straight alpha.")
         values = page.asarray()
     values = np.moveaxis(values, 0, 2) if page.axes == "SYX" else values
@@ -266,8 +292,8 @@ def _decode_deep_tiff(data: bytes, max_pixels: int) -> np.ndarray | None:
             )
         values = (values.astype(np.float64) * 65535).round().astype(np.uint16)
     elif values.dtype != np.uint16 or page.bitspersample != 16:
-        raise _RefusedError(f"has {page.bitspersample}-bit {values.dtype} pixels; save it with 8 or 16 bits per channel.")
-    return 65535 - values if page.photometric.name == "MINISWHITE" else values
+        raise _RefusedError(f"has {page.bitspersample}-bit {values.dtype} pixels; save it with 8 or 16 bits each.")
+    return 65535 - values if colours is PHOTOMETRIC.MINISWHITE else values
 
 
 def _exif(image: Image.Image) -> tuple[bytes | None, int]:
@@ -357,7 +383,7 @@ def _encode_png(
     values: np.ndarray, icc: bytes | None = None, exif: bytes | None = None, text: str | None = None
 ) -> bytes:
     """A PNG file of (H, W, 1 | 2 | 3 | 4) uint8 or uint16, with metadata chunks as the PNG specification has them."""
-    data = imagecodecs.png_encode(np.ascontiguousarray(values), level=6)
+    data = bytes(imagecodecs.png_encode(np.ascontiguousarray(values), level=6))
     chunks = b""
     if icc:
         chunks += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))

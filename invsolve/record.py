@@ -14,7 +14,16 @@ from typing import Any
 
 from .images import SUFFIXES, atomic_write
 
-__all__ = ["Settings", "Source", "check_writable", "expand_inputs", "is_done", "plan_outputs", "run_key", "write_record"]
+__all__ = [
+    "Settings",
+    "Source",
+    "check_writable",
+    "expand_inputs",
+    "is_done",
+    "plan_outputs",
+    "run_key",
+    "write_record",
+]
 
 OUTPUT_SUFFIXES = (".png", ".tif", ".tiff")
 
@@ -34,9 +43,7 @@ class Settings:
     Paths in them are file names alone: a record tells nothing about the machine it was made on.
     """
 
-    operator: str | None
-    mask: str | None
-    kernel: str | None
+    operator: str
     sigma: str
     noise: str | None
     solver: str
@@ -57,10 +64,10 @@ class Settings:
 
 
 def expand_inputs(inputs: Sequence[str], leave_out: Path) -> list[Source]:
-    """The pictures that files, folders and globs stand for, sorted within each.
+    """The pictures that files, folders and globs stand for, each once, sorted by name.
 
     Arguments:
-        inputs: a file is taken as it is; of a folder, all that ends like a picture, sub-folders included.
+        inputs: a file is taken as it is; of a folder (with its sub-folders) or a glob, what ends like a picture.
         leave_out: the output folder, whose pictures are not inputs even if it lies inside an input folder.
 
     Raises:
@@ -71,44 +78,44 @@ def expand_inputs(inputs: Sequence[str], leave_out: Path) -> list[Source]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            found = [Source(p, p.relative_to(path)) for p in _pictures(path, leave_out)]
+            found = _find(path, "**/*", leave_out)
             if not found:
                 raise ValueError(f"The folder {text} holds no picture ({', '.join(SUFFIXES)}).")
-        elif path.exists() or not glob.has_magic(text):
-            if not path.exists():
-                raise FileNotFoundError(f"{text} does not exist.")
+        elif path.exists():
             found = [Source(path, PurePath(path.name))]
-        else:
-            root = Path(*[part for part in path.parts[: _first_magic(path)]])
-            matches = [Path(match) for match in sorted(glob.glob(text, recursive=True)) if Path(match).is_file()]
-            found = [Source(match, match.relative_to(root)) for match in matches]
+        elif glob.has_magic(text):
+            fixed = next(k for k, part in enumerate(path.parts) if glob.has_magic(part))
+            found = _find(Path(*path.parts[:fixed]), str(PurePath(*path.parts[fixed:])), leave_out)
             if not found:
-                raise FileNotFoundError(f"No file matches {text}.")
-        sources.update({source.path.resolve(): source for source in reversed(found)})
+                raise FileNotFoundError(f"No picture matches {text} ({', '.join(SUFFIXES)}).")
+        else:
+            raise FileNotFoundError(f"{text} does not exist.")
+        for source in found:
+            sources.setdefault(source.path.resolve(), source)
     return sorted(sources.values(), key=lambda source: source.name)
 
 
-def _pictures(folder: Path, leave_out: Path) -> list[Path]:
-    """Pictures below a folder, without hidden ones and without those of the output folder."""
+def _find(folder: Path, pattern: str, leave_out: Path) -> list[Source]:
+    """Pictures in a folder, without hidden ones and without those of an output folder inside it."""
     out = leave_out.resolve()
+    inside = out != folder.resolve()
+    found = [Source(path, path.relative_to(folder)) for path in folder.glob(pattern)]
     return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not (path.resolve().is_relative_to(out) and out != folder.resolve())
+        source
+        for source in found
+        if source.path.suffix.lower() in SUFFIXES
+        and source.path.is_file()
+        and not any(part.startswith(".") for part in source.name.parts)
+        and not (inside and source.path.resolve().is_relative_to(out))
     ]
-
-
-def _first_magic(path: Path) -> int:
-    return next(k for k, part in enumerate(path.parts) if glob.has_magic(part))
 
 
 def plan_outputs(sources: Sequence[Source], out: Path, endings: Sequence[str]) -> list[Path]:
     """The main file that each source is written to: `out` itself if it is named like a picture, else inside it.
 
     Arguments:
+        sources: the pictures to read.
+        out: a folder, or for one picture a file.
         endings: what the run adds to the stem for the files it writes, such as "_std.png", for the search for clashes.
 
     Raises:

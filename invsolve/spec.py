@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-__all__ = ["Field", "format_spec", "parse_sigma", "parse_spec", "spec_fields"]
+__all__ = ["Field", "format_spec", "parse_sigma", "parse_spec", "spec_fields", "split_spec"]
 
 MAX_LENGTH = 2000  # a spec is typed by hand; longer text is a mistake, and the parser's recursion is bounded
 
@@ -31,6 +31,7 @@ class Field:
 
     @property
     def required(self) -> bool:
+        """Whether it has no default."""
         return self.default is inspect.Parameter.empty
 
     def __str__(self) -> str:
@@ -53,7 +54,7 @@ def parse_spec(
         ValueError: the text cannot be read, or a name, a field or a value is not one of the table's.
     """
     if isinstance(spec, str):
-        name, values = _parse_text(spec, kind)
+        name, values = split_spec(spec, kind)
     elif isinstance(spec.get("name"), str):
         name, values = spec["name"], {key: value for key, value in spec.items() if key != "name"}
     else:
@@ -71,6 +72,32 @@ def parse_spec(
     return name, {key: _convert(value, fields[key], f"{kind} {name}") for key, value in values.items()}
 
 
+def split_spec(spec: str, kind: str) -> tuple[str, dict[str, Any]]:
+    """The name and the values in a text, not yet compared with a table.
+
+    Raises:
+        ValueError: the text cannot be read.
+    """
+    match = re.fullmatch(r"\s*([A-Za-z][\w-]*)\s*(\(.*\))?\s*", spec, re.DOTALL) if len(spec) <= MAX_LENGTH else None
+    example = (
+        f"write NAME or NAME(field=value, ...), for example {'blur(sigma=2)' if kind == 'operator' else 'name(x=1)'}"
+    )
+    if match is None:
+        raise ValueError(f"Cannot read the {kind} {spec[:80]!r}; {example}.")
+    try:
+        call = ast.parse(f"f{match[2] or '()'}", mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ValueError(f"Cannot read the {kind} {spec!r}; {example}.") from None
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+        raise ValueError(f"Cannot read the {kind} {spec!r}; {example}.")
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise ValueError(f"The fields of the {kind} {spec!r} must be named; {example}.")
+    fields = {str(keyword.arg): _literal(keyword.value, kind, spec) for keyword in call.keywords}
+    if len(fields) < len(call.keywords):
+        raise ValueError(f"A field of the {kind} {spec!r} is given twice.")
+    return match[1], fields
+
+
 def format_spec(name: str, fields: Mapping[str, Any]) -> str:
     """The text that `parse_spec` reads as this name and these fields."""
     values = ", ".join(f"{key}={value!r}" for key, value in fields.items())
@@ -79,8 +106,9 @@ def format_spec(name: str, fields: Mapping[str, Any]) -> str:
 
 def spec_fields(entry: Callable[..., Any]) -> list[Field]:
     """The fields of a function or dataclass that a spec can set: those of simple types."""
-    source = entry.__init__ if isinstance(entry, type) and not dataclasses.is_dataclass(entry) else entry
-    hints = typing.get_type_hints(source)
+    # A dataclass has its annotations on the class, any other class on its constructor.
+    plain_class = isinstance(entry, type) and not dataclasses.is_dataclass(entry)
+    hints = typing.get_type_hints(getattr(entry, "__init__") if plain_class else entry)  # noqa: B009
     parameters = inspect.signature(entry).parameters.values()
     fields = [Field(p.name, hints.get(p.name, str), p.default) for p in parameters]
     return [field for field in fields if field.name != "image_shape" and _is_simple(field.type)]
@@ -112,25 +140,6 @@ def parse_sigma(text: str) -> float | Literal["auto"]:
             f"{number.strip()}/255."
         )
     return sigma
-
-
-def _parse_text(spec: str, kind: str) -> tuple[str, dict[str, Any]]:
-    match = re.fullmatch(r"\s*([A-Za-z][\w-]*)\s*(\(.*\))?\s*", spec, re.DOTALL) if len(spec) <= MAX_LENGTH else None
-    example = f"write NAME or NAME(field=value, ...), for example {'blur(sigma=2)' if kind == 'operator' else 'name(x=1)'}"
-    if match is None:
-        raise ValueError(f"Cannot read the {kind} {spec[:80]!r}; {example}.")
-    try:
-        call = ast.parse(f"f{match[2] or '()'}", mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError(f"Cannot read the {kind} {spec!r}; {example}.") from None
-    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
-        raise ValueError(f"Cannot read the {kind} {spec!r}; {example}.")
-    if call.args or any(keyword.arg is None for keyword in call.keywords):
-        raise ValueError(f"The fields of the {kind} {spec!r} must be named; {example}.")
-    fields = {str(keyword.arg): _literal(keyword.value, kind, spec) for keyword in call.keywords}
-    if len(fields) < len(call.keywords):
-        raise ValueError(f"A field of the {kind} {spec!r} is given twice.")
-    return match[1], fields
 
 
 def _literal(node: ast.expr, kind: str, spec: str) -> Any:

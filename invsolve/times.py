@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .priors.schedule import DiscreteVP, LinearFlow, Schedule
+from .priors.schedule import DiscreteVP, LinearFlow, Schedule, linear_betas
 
 __all__ = ["TIMES", "flowdps_times", "karras", "make_times", "shifted", "uniform", "vp_steps"]
 
@@ -41,9 +41,12 @@ def karras(n: int, ratio_max: float = 40.0, ratio_min: float = 0.01, rho: float 
 
 
 def vp_steps(n: int, total: int = 1000) -> Tensor:
-    """The times of DDIM's even steps of a table of `total` (the indices 0, total//n, …), as flow times, then 0."""
-    schedule = DiscreteVP(torch.linspace(1e-4, 0.02, total, dtype=torch.float64))
-    index = torch.arange(0, total, total // n).flip(0)
+    """DDIM's even steps of a table of `total`: the indices 0, k, …, (n - 1) k with k = total // n, descending, then 0.
+
+    Given as flow times of equal sigma/alpha; the betas are the linear ones of DDPM.
+    """
+    schedule = DiscreteVP(linear_betas(total))
+    index = (torch.arange(n) * (total // n)).flip(0)
     return torch.cat([LinearFlow().time(schedule.ratio((index + 1).double() / total)), torch.zeros(1).double()])
 
 
@@ -60,7 +63,7 @@ def make_times(name: str, n: int, schedule: Schedule) -> Tensor:
     """The named grid with n steps, in the times of the given schedule (equal sigma/alpha)."""
     if name not in TIMES:
         raise ValueError(f"Unknown time grid {name!r}; choose one of {', '.join(TIMES)}.")
-    if n < 1:
-        raise ValueError(f"steps must be at least 1, got {n}.")
+    if not 1 <= n <= 1000:
+        raise ValueError(f"steps must be 1 to 1000, got {n}.")
     times = TIMES[name](n)
     return schedule.time(LinearFlow().ratio(times)).clamp(0, 1)

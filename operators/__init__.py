@@ -1,28 +1,31 @@
 """Forward operators of imaging: y = A(x)."""
 
 from .base import Chain, Compose, LinearOperator, Operator, PinvOperator, Shape
-from .blur import Blur
+from .blur import CircularBlur, PaddedBlur
 from .color import Grayscale
 from .identity import Identity
 from .inpaint import Inpaint
 from .jpeg import JPEG
 from .resize import Separable
+from .spectral import SpectralOperator
 from .table import OPERATORS, build_operator, operator_fields
 
 __all__ = [
     "JPEG",
     "OPERATORS",
-    "Blur",
     "Chain",
+    "CircularBlur",
     "Compose",
     "Grayscale",
     "Identity",
     "Inpaint",
     "LinearOperator",
     "Operator",
+    "PaddedBlur",
     "PinvOperator",
     "Separable",
     "Shape",
+    "SpectralOperator",
     "build_operator",
     "operator_fields",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +10,15 @@ from torch import Tensor, nn
 
 from ..linalg import cg, expand_to
 
-__all__ = ["Chain", "Compose", "LinearOperator", "Operator", "PinvOperator", "Shape", "check_shape"]
+__all__ = [
+    "Chain",
+    "Compose",
+    "LinearOperator",
+    "Operator",
+    "PinvOperator",
+    "Shape",
+    "check_shape",
+]
 
 Shape = tuple[int, int, int]  # (C, H, W), no batch axis
 
@@ -57,13 +64,6 @@ class Operator(nn.Module, abc.ABC):
     def data_mask(self) -> Tensor | None:
         """1 where an entry of y was measured, 0 where it is a placeholder; broadcasts over y.  None: all measured."""
         return None
-
-    @property
-    def n_observed(self) -> int:
-        """How many numbers one measurement holds: what |A x - y|^2 / sigma^2 is compared with."""
-        if self.data_mask is None:
-            return math.prod(self.data_shape)
-        return int(self.data_mask.expand(self.data_shape).sum())
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         check_shape(type(self).__name__, "images", x, self.image_shape, "build it with that image_shape")

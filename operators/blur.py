@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from ..linalg import expand_to
 from . import kernels
 from .base import LinearOperator, Shape
+from .spectral import SpectralOperator
 
-__all__ = ["Blur", "Boundary", "blur", "blur_kernel", "blur_motion", "blur_shake", "blur_uniform"]
+__all__ = ["Boundary", "CircularBlur", "PaddedBlur", "blur", "blur_kernel", "blur_motion", "blur_shake", "blur_uniform"]
 
 Boundary = Literal["circular", "zero", "reflect"]
 
@@ -21,113 +23,171 @@ Boundary = Literal["circular", "zero", "reflect"]
 _SMALLEST_GAIN = 1e-4
 
 
-class Blur(LinearOperator):
-    """y = k * x, the same kernel for every channel: y[i, j] = sum_{p, q} k[p, q] x[i - p, j - q].
+class CircularBlur(SpectralOperator):
+    """y = k * x on a torus: y[i, j] = sum_{p, q} k[p, q] x[i - p, j - q], the same kernel for every channel.
 
-    The picture is padded by a margin, convolved on the larger torus by FFT, and cropped: A = C K P.  There is no margin
-    for `circular`; it is 0 (mid grey) for `zero`, and for `reflect` the picture mirrored at the middle of its border
-    pixels (c b | a b c d | c b).  `circular` has a closed pseudo-inverse and proximal step; its A^+ drops
-    the frequencies damped below 1e-4 of the strongest, so that A A^+ A x = A x to within 1e-4 |x|.
+    The blur multiplies the spectrum of x by the gain, the spectrum of k.  Frequencies damped below 1e-4 of the
+    strongest count as lost in the pseudo-inverse and in the singular values, so that A A^+ A x = A x to within
+    1e-4 |x|.
+
+    Arguments:
+        image_shape: (C, H, W).
+        kernel: k (h, w) of odd size, at most (H, W), its middle pixel being k[0, 0].
+
+    Raises:
+        ValueError: if the kernel is not an odd-sized finite picture, or larger than the image.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ("kernel",)
+    kernel: Tensor
+    gain: Tensor
+
+    def __init__(self, image_shape: Shape, *, kernel: Tensor) -> None:
+        super().__init__(image_shape)
+        _check_kernel(kernel)
+        picture = self.image_shape[1:]
+        if any(k > n for k, n in zip(kernel.shape, picture, strict=True)):
+            raise ValueError(
+                f"The kernel {tuple(kernel.shape)} is larger than the picture {picture}; make the blur smaller, or use "
+                f"boundary='zero'."
+            )
+        self.register_buffer("kernel", kernel.to(torch.float64))
+        self.register_buffer("gain", _gain(self.kernel, picture))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _multiply(_cast(self.gain, x), x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return _multiply(_cast(self.gain, y).conj(), y)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """Division by the gain at every frequency that is not lost."""
+        kept = self._singular_values(y) > 0
+        gain = _cast(self.gain, y)
+        return _multiply(torch.where(kept, 1 / torch.where(kept, gain, 1), 0), y)
+
+    def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
+        """At every frequency (conj(gain) y + rho x) / (|gain|^2 + rho)."""
+        gain, weight = _cast(self.gain, x), expand_to(rho, x)
+        spectrum = gain.conj() * torch.fft.rfft2(y) + weight * torch.fft.rfft2(x)
+        return torch.fft.irfft2(spectrum / (gain.abs() ** 2 + weight), s=x.shape[-2:])
+
+    def spectral(self, x: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """At every frequency fn(|gain|) x, or fn(0) x where it is lost."""
+        return _multiply(fn(self._singular_values(x)), x)
+
+    def _singular_values(self, x: Tensor) -> Tensor:
+        size = _cast(self.gain, x).abs()
+        return size.where(size > _SMALLEST_GAIN * size.max(), 0)
+
+
+class PaddedBlur(LinearOperator):
+    """y = k * x on a picture that goes on beyond its border: pad, convolve circularly, crop, A = C K P.
 
     Arguments:
         image_shape: (C, H, W).
         kernel: k (h, w) of odd size, its middle pixel being k[0, 0].
-        boundary: how the picture goes on beyond its border.
+        boundary: `zero` pads with 0 (mid grey), `reflect` mirrors the picture at the middle of its border pixels
+            (c b | a b c d | c b).
 
     Raises:
-        ValueError: if the kernel is not an odd-sized finite picture, is too large for the boundary, or the boundary
-            is unknown.
+        ValueError: if the kernel is not an odd-sized finite picture, or reaches over the mirrored picture, or the
+            boundary is unknown.
     """
 
     fields: ClassVar[tuple[str, ...]] = ("kernel", "boundary")
     kernel: Tensor
     gain: Tensor
 
-    def __init__(self, image_shape: Shape, *, kernel: Tensor, boundary: Boundary = "circular") -> None:
+    def __init__(self, image_shape: Shape, *, kernel: Tensor, boundary: Literal["zero", "reflect"]) -> None:
         super().__init__(image_shape)
-        _check_kernel(kernel, boundary, self.image_shape)
-        radius = (kernel.shape[0] // 2, kernel.shape[1] // 2)
-        self.boundary: Boundary = boundary
-        self.margin = (0, 0) if boundary == "circular" else radius
+        _check_kernel(kernel)
         _, height, width = self.image_shape
-        grid = (height + 2 * self.margin[0], width + 2 * self.margin[1])
-
+        self.margin = (kernel.shape[0] // 2, kernel.shape[1] // 2)
+        self.boundary = boundary
+        if boundary not in ("zero", "reflect"):
+            raise ValueError(f"boundary is one of zero, reflect for a padded blur, got {boundary!r}.")
+        if boundary == "reflect" and (self.margin[0] >= height or self.margin[1] >= width):
+            raise ValueError(
+                f"The kernel {tuple(kernel.shape)} reaches over the mirrored picture {(height, width)}; make the blur "
+                f"smaller, or use boundary='zero'."
+            )
         self.register_buffer("kernel", kernel.to(torch.float64))
-        origin = F.pad(self.kernel, (0, grid[1] - kernel.shape[1], 0, grid[0] - kernel.shape[0]))
-        gain = torch.fft.rfft2(origin.roll((-radius[0], -radius[1]), dims=(0, 1)))
-        # As a real tensor, because Module.to(dtype) would drop the imaginary part of a complex buffer.
-        self.register_buffer("gain", torch.view_as_real(gain))
+        # With the margin on both sides, what runs over one end of the torus stays within the part that is cropped.
+        self.register_buffer("gain", _gain(self.kernel, (height + 2 * self.margin[0], width + 2 * self.margin[1])))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._crop(_multiply(self._gain(x), self._pad(x)))
+        return self._crop(_multiply(_cast(self.gain, x), self._pad(x)))
 
     def adjoint(self, y: Tensor) -> Tensor:
         """P^T K^T C^T y."""
-        return self._pad_adjoint(_multiply(self._gain(y).conj(), self._crop_adjoint(y)))
-
-    def pinv(self, y: Tensor) -> Tensor:
-        """conj(gain) y / |gain|^2 at every frequency that is not lost; CG if the boundary is not circular."""
-        if self.boundary != "circular":
-            return super().pinv(y)
-        gain = self._gain(y)
-        kept = gain.abs() > _SMALLEST_GAIN * gain.abs().max()
-        return _multiply(torch.where(kept, 1 / torch.where(kept, gain, 1), 0), y)
-
-    def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
-        """u = (conj(gain) y + rho x) / (|gain|^2 + rho) at every frequency; CG if the boundary is not circular."""
-        if self.boundary != "circular":
-            return super().prox(x, y, rho)
-        gain, weight = self._gain(x), expand_to(rho, x)
-        spectrum = gain.conj() * torch.fft.rfft2(y) + weight * torch.fft.rfft2(x)
-        return torch.fft.irfft2(spectrum / (gain.abs() ** 2 + weight), s=x.shape[-2:])
-
-    def _gain(self, x: Tensor) -> Tensor:
-        return torch.view_as_complex(self.gain.to(x.dtype))
+        top, left = self.margin
+        return self._pad_adjoint(_multiply(_cast(self.gain, y).conj(), F.pad(y, (left, left, top, top))))
 
     def _pad(self, x: Tensor) -> Tensor:
-        (top, left), reflect = self.margin, self.boundary == "reflect"
-        return _mirror(_mirror(x, top, -2), left, -1) if reflect else F.pad(x, (left, left, top, top))
+        top, left = self.margin
+        if self.boundary == "zero":
+            return F.pad(x, (left, left, top, top))
+        return _mirror(_mirror(x, top, dim=-2), left, dim=-1)
 
     def _pad_adjoint(self, x: Tensor) -> Tensor:
-        (top, left), reflect = self.margin, self.boundary == "reflect"
-        return _fold(_fold(x, left, -1), top, -2) if reflect else self._crop(x)
+        top, left = self.margin
+        return self._crop(x) if self.boundary == "zero" else _fold(_fold(x, left, dim=-1), top, dim=-2)
 
     def _crop(self, x: Tensor) -> Tensor:
         (top, left), (_, height, width) = self.margin, self.image_shape
         return x[..., top : top + height, left : left + width]
 
-    def _crop_adjoint(self, y: Tensor) -> Tensor:
-        top, left = self.margin
-        return F.pad(y, (left, left, top, top))
 
-
-def blur(image_shape: Shape, *, sigma: float = 2.0, boundary: Boundary = "circular") -> Blur:
+def blur(image_shape: Shape, *, sigma: float = 2.0, boundary: Boundary = "circular") -> CircularBlur | PaddedBlur:
     """Gaussian blur with standard deviation `sigma` in pixels."""
-    return Blur(image_shape, kernel=kernels.gaussian(sigma), boundary=boundary)
+    return _blur(image_shape, kernels.gaussian(sigma), boundary)
 
 
-def blur_uniform(image_shape: Shape, *, size: int = 9, boundary: Boundary = "circular") -> Blur:
+def blur_uniform(image_shape: Shape, *, size: int = 9, boundary: Boundary = "circular") -> CircularBlur | PaddedBlur:
     """Mean over a square of size x size pixels, `size` odd."""
-    return Blur(image_shape, kernel=kernels.uniform(size), boundary=boundary)
+    return _blur(image_shape, kernels.uniform(size), boundary)
 
 
 def blur_motion(
     image_shape: Shape, *, length: float = 15.0, angle: float = 45.0, boundary: Boundary = "circular"
-) -> Blur:
+) -> CircularBlur | PaddedBlur:
     """A straight movement over `length` pixels, `angle` degrees counter-clockwise from the horizontal."""
-    return Blur(image_shape, kernel=kernels.linear_motion(length, angle), boundary=boundary)
+    return _blur(image_shape, kernels.linear_motion(length, angle), boundary)
 
 
 def blur_shake(
     image_shape: Shape, *, size: int = 31, seed: int = 0, intensity: float = 0.5, boundary: Boundary = "circular"
-) -> Blur:
+) -> CircularBlur | PaddedBlur:
     """A trembling hand within size x size pixels; `intensity` 0 is a straight line, 1 is erratic."""
-    return Blur(image_shape, kernel=kernels.camera_shake(size, seed, intensity), boundary=boundary)
+    return _blur(image_shape, kernels.camera_shake(size, seed, intensity), boundary)
 
 
-def blur_kernel(image_shape: Shape, *, kernel: str, boundary: Boundary = "circular") -> Blur:
+def blur_kernel(image_shape: Shape, *, kernel: str, boundary: Boundary = "circular") -> CircularBlur | PaddedBlur:
     """The kernel drawn in the grey picture at the path `kernel`, normalised and centred at its centre of mass."""
-    return Blur(image_shape, kernel=kernels.from_file(kernel), boundary=boundary)
+    return _blur(image_shape, kernels.from_file(kernel), boundary)
+
+
+def _blur(image_shape: Shape, kernel: Tensor, boundary: Boundary) -> CircularBlur | PaddedBlur:
+    if boundary not in get_args(Boundary):
+        raise ValueError(f"boundary is one of {', '.join(get_args(Boundary))}, got {boundary!r}.")
+    if boundary == "circular":
+        return CircularBlur(image_shape, kernel=kernel)
+    return PaddedBlur(image_shape, kernel=kernel, boundary=boundary)
+
+
+def _gain(kernel: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Spectrum of the kernel with its middle at the origin of the torus: (h, w // 2 + 1, 2), real and imaginary part.
+
+    Stored as real numbers, because Module.to(dtype) would drop the imaginary part of a complex buffer.
+    """
+    (h, w), (height, width) = kernel.shape, grid
+    corner = F.pad(kernel, (0, width - w, 0, height - h))
+    return torch.view_as_real(torch.fft.rfft2(corner.roll((-(h // 2), -(w // 2)), dims=(0, 1))))
+
+
+def _cast(gain: Tensor, x: Tensor) -> Tensor:
+    return torch.view_as_complex(gain.to(x.dtype))
 
 
 def _multiply(gain: Tensor, x: Tensor) -> Tensor:
@@ -154,16 +214,9 @@ def _fold(y: Tensor, margin: int, dim: int) -> Tensor:
     return x
 
 
-def _check_kernel(kernel: Tensor, boundary: str, image_shape: Shape) -> None:
-    if boundary not in get_args(Boundary):
-        raise ValueError(f"boundary is one of {', '.join(get_args(Boundary))}, got {boundary!r}.")
+def _check_kernel(kernel: Tensor) -> None:
     if kernel.ndim != 2 or any(n % 2 == 0 for n in kernel.shape) or not kernel.isfinite().all():
         raise ValueError(
-            f"Blur expects a finite kernel (h, w) of odd height and width, got {tuple(kernel.shape)}; pad an even one "
-            f"by a row or column of zeros."
+            f"A blur kernel is finite, (h, w), of odd height and width, got {tuple(kernel.shape)}; pad an even one by "
+            f"a row or column of zeros."
         )
-    size, picture = tuple(kernel.shape), image_shape[1:]
-    if boundary == "circular" and any(k > n for k, n in zip(size, picture, strict=True)):
-        raise ValueError(f"The kernel {size} is larger than the picture {picture}; make the blur smaller.")
-    if boundary == "reflect" and any(k // 2 >= n for k, n in zip(size, picture, strict=True)):
-        raise ValueError(f"The kernel {size} reaches over the mirrored picture {picture}; make the blur smaller.")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..linalg import expand_to
-from .base import LinearOperator, Shape
+from .base import Shape
+from .spectral import SpectralOperator
 
 __all__ = ["Grayscale", "Weights"]
 
@@ -17,7 +19,7 @@ Weights = Literal["mean", "luma"]
 _REC_601 = (0.299, 0.587, 0.114)  # luma of red, green, blue in ITU-R BT.601
 
 
-class Grayscale(LinearOperator):
+class Grayscale(SpectralOperator):
     """y = sum_c w_c x_c: images (C, H, W) to grey pictures (1, H, W).
 
     Arguments:
@@ -48,13 +50,15 @@ class Grayscale(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.weight.to(y.dtype) * y
 
-    def pinv(self, y: Tensor) -> Tensor:
-        """A^T y / |w|^2."""
-        return self.adjoint(y) / self._power(y)
-
     def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
-        """u = x + A^T (y - A x) / (|w|^2 + rho)."""
+        """The step x + A^T (y - A x) / (|w|^2 + rho)."""
         return x + self.adjoint(y - self.forward(x)) / (self._power(x) + expand_to(rho, x))
+
+    def spectral(self, x: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """A factor fn(|w|) along w, fn(0) across it."""
+        power = self._power(x)
+        along = self.adjoint(self.forward(x)) / power
+        return fn(power.sqrt()) * along + fn(power.new_zeros(())) * (x - along)
 
     def _power(self, x: Tensor) -> Tensor:
         return self.weight.square().sum().to(x.dtype)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
-from ..linalg import expand_to
-from .base import LinearOperator
+from .spectral import SpectralOperator
 
 __all__ = ["Identity"]
 
 
-class Identity(LinearOperator):
+class Identity(SpectralOperator):
     """y = x.
 
     Arguments:
@@ -23,10 +24,5 @@ class Identity(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return y
 
-    def pinv(self, y: Tensor) -> Tensor:
-        return y
-
-    def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
-        """u = (y + rho x) / (1 + rho)."""
-        weight = expand_to(rho, x)
-        return (y + weight * x) / (1 + weight)
+    def spectral(self, x: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        return fn(x.new_ones(())) * x

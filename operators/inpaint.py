@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..linalg import expand_to
 from . import masks
-from .base import LinearOperator, Shape
+from .base import Shape
+from .spectral import SpectralOperator
 
 __all__ = ["Inpaint", "inpaint", "inpaint_box", "inpaint_brush", "inpaint_random"]
 
 
-class Inpaint(LinearOperator):
+class Inpaint(SpectralOperator):
     """y = m * x with a mask m of zeros and ones; y keeps the shape of the image, and hidden pixels are 0 (mid grey).
+
+    A^+ y = m * y leaves them mid grey.
 
     Arguments:
         image_shape: (C, H, W).
@@ -58,14 +61,9 @@ class Inpaint(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.observed.to(y.dtype) * y
 
-    def pinv(self, y: Tensor) -> Tensor:
-        """m * y: hidden pixels are mid grey."""
-        return self.adjoint(y)
-
-    def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
-        """u = (m y + rho x) / (m + rho)."""
-        observed, weight = self.observed.to(x.dtype), expand_to(rho, x)
-        return (observed * y + weight * x) / (observed + weight)
+    def spectral(self, x: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """The product fn(m) x: the mask is its own singular values."""
+        return fn(self.observed.to(x.dtype)) * x
 
 
 def inpaint(image_shape: Shape, *, mask: str) -> Inpaint:

@@ -16,7 +16,7 @@ __all__ = ["JPEG", "Subsampling", "jpeg", "quality_tables", "read_tables"]
 
 Subsampling = Literal["4:4:4", "4:2:0"]
 
-# Kornia scales its tables by 200 - 2 quality per cent, so that this one leaves ours as they are.
+# Kornia scales its tables by 200 - 2 quality per cent from 50 up, so that this quality leaves ours as they are.
 _UNSCALED_QUALITY = 50.0
 
 
@@ -118,7 +118,7 @@ def jpeg(image_shape: Shape, *, quality: int = 10, subsampling: Subsampling = "4
 
 
 def quality_tables(quality: int) -> Tensor:
-    """libjpeg's quantisation steps (2, 8, 8) of luma and chroma at a quality from 1 to 100, asked from libjpeg itself.
+    """The quantisation steps (2, 8, 8) of luma and chroma that libjpeg uses at a quality from 1 to 100.
 
     Raises:
         ValueError: if the quality is not in 1 … 100.

@@ -13,7 +13,7 @@ __all__ = ["camera_shake", "from_file", "gaussian", "linear_motion", "uniform"]
 
 
 def gaussian(sigma: float, size: int | None = None) -> Tensor:
-    """k(i, j) proportional to exp(-(i^2 + j^2) / (2 sigma^2)).
+    """A Gaussian, k(i, j) proportional to exp(-(i^2 + j^2) / (2 sigma^2)).
 
     Arguments:
         sigma: standard deviation in pixels.
@@ -31,7 +31,7 @@ def gaussian(sigma: float, size: int | None = None) -> Tensor:
 
 
 def uniform(size: int) -> Tensor:
-    """k = 1 / size^2 on a square of odd width `size` in pixels.
+    """The constant 1 / size^2 on a square of odd width `size` in pixels.
 
     Raises:
         ValueError: if the size is not odd.

@@ -17,8 +17,10 @@ def box(shape: tuple[int, int], top: int, left: int, height: int, width: int) ->
 
     Arguments:
         shape: (H, W) in pixels.
-        top, left: first hidden row and column, from 0.
-        height, width: size of the hidden box in pixels.
+        top: first hidden row, from 0.
+        left: first hidden column, from 0.
+        height: of the hidden box in pixels.
+        width: of the hidden box in pixels.
 
     Raises:
         ValueError: if the box is empty or reaches over the border.

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..linalg import expand_to
-from .base import LinearOperator, Shape
+from .base import Shape
+from .spectral import SpectralOperator
 
 __all__ = ["Separable", "average_matrix", "bicubic_matrix", "downsample", "downsample_bicubic"]
 
-# Squared singular values below this part of the largest one count as zero: those of the matrices here are far larger,
-# and the rounding errors of the decomposition, about 1e-16, are far smaller.
-_SMALLEST_POWER = 1e-12
+# Singular values below this part of the largest one count as zero: those of the matrices here are far larger, and the
+# rounding errors of the decomposition, about 1e-16, are far smaller.
+_SMALLEST_VALUE = 1e-8
 
 
-class Separable(LinearOperator):
+class Separable(SpectralOperator):
     """Y = L X R^T for each channel.
 
-    With the eigen-decompositions L L^T = U diag(a) U^T and R R^T = V diag(b) V^T, the inverse of A A^T + rho is a
-    division by a_i b_j + rho between two changes of basis, which gives A^+ and the proximal step in closed form.
+    With the singular value decompositions L = U diag(a) V^T and R = P diag(b) Q^T, the operator multiplies the
+    coefficients V^T X Q by v_ij = a_i b_j, which gives A^+ and the proximal step in closed form.
 
     Arguments:
         image_shape: (C, H, W).
@@ -33,11 +35,13 @@ class Separable(LinearOperator):
     """
 
     fields: ClassVar[tuple[str, ...]] = ("vertical", "horizontal")
-    vertical: Tensor
-    horizontal: Tensor
-    vertical_basis: Tensor
-    horizontal_basis: Tensor
-    power: Tensor
+    vertical: Tensor  # L
+    horizontal: Tensor  # R
+    vertical_data: Tensor  # U
+    vertical_image: Tensor  # V
+    horizontal_data: Tensor  # P
+    horizontal_image: Tensor  # Q
+    values: Tensor  # v
 
     def __init__(self, image_shape: Shape, *, vertical: Tensor, horizontal: Tensor) -> None:
         super().__init__(image_shape)
@@ -49,33 +53,43 @@ class Separable(LinearOperator):
             )
         self.register_buffer("vertical", vertical.to(torch.float64))
         self.register_buffer("horizontal", horizontal.to(torch.float64))
-        a, vertical_basis = torch.linalg.eigh(self.vertical @ self.vertical.T)
-        b, horizontal_basis = torch.linalg.eigh(self.horizontal @ self.horizontal.T)
-        self.register_buffer("vertical_basis", vertical_basis)  # U
-        self.register_buffer("horizontal_basis", horizontal_basis)  # V
-        self.register_buffer("power", torch.outer(a, b))  # a_i b_j (h, w)
+        u, a, vt = torch.linalg.svd(self.vertical, full_matrices=False)
+        p, b, qt = torch.linalg.svd(self.horizontal, full_matrices=False)
+        self.register_buffer("vertical_data", u)
+        self.register_buffer("vertical_image", vt.mT.contiguous())
+        self.register_buffer("horizontal_data", p)
+        self.register_buffer("horizontal_image", qt.mT.contiguous())
+        values = torch.outer(a, b)
+        self.register_buffer("values", values.where(values > _SMALLEST_VALUE * values.max(), 0))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.vertical.to(x.dtype) @ x @ self.horizontal.to(x.dtype).T
+        return _sandwich(self.vertical, x, self.horizontal.mT)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self.vertical.to(y.dtype).T @ y @ self.horizontal.to(y.dtype)
+        return _sandwich(self.vertical.mT, y, self.horizontal)
 
     def pinv(self, y: Tensor) -> Tensor:
-        """A^T (A A^T)^+ y."""
-        return self.adjoint(self._solve(y, y.new_zeros(())))
+        """The image V (U^T Y P / v) Q^T."""
+        v = self.values.to(y.dtype)
+        return self._synthesise(torch.where(v > 0, 1 / v, 0) * self._analyse_data(y))
 
     def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
-        """u = x + A^T (A A^T + rho)^-1 (y - A x)."""
-        return x + self.adjoint(self._solve(y - self.forward(x), rho))
+        """The step x + V (U^T (y - A x) P v / (v^2 + rho)) Q^T."""
+        v = self.values.to(x.dtype)
+        return x + self._synthesise(v / (v**2 + expand_to(rho, x)) * self._analyse_data(y - self.forward(x)))
 
-    def _solve(self, residual: Tensor, rho: Tensor) -> Tensor:
-        """(A A^T + rho)^-1 on the range of A, and 0 beyond it, where the adjoint that follows gives 0 in any case."""
-        left, right = self.vertical_basis.to(residual.dtype), self.horizontal_basis.to(residual.dtype)
-        power = self.power.to(residual.dtype)
-        kept = power > _SMALLEST_POWER * power.max()
-        inverse = torch.where(kept, 1 / torch.where(kept, power + expand_to(rho, residual), 1), 0)
-        return left @ (inverse * (left.T @ residual @ right)) @ right.T
+    def spectral(self, x: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """The image fn(0) x + V ((fn(v) - fn(0)) V^T X Q) Q^T: fn(0) for what the thin bases V and Q do not reach."""
+        v = self.values.to(x.dtype)
+        lost = fn(v.new_zeros(()))
+        coefficients = _sandwich(self.vertical_image.mT, x, self.horizontal_image)
+        return lost * x + self._synthesise((fn(v) - lost) * coefficients)
+
+    def _analyse_data(self, y: Tensor) -> Tensor:
+        return _sandwich(self.vertical_data.mT, y, self.horizontal_data)
+
+    def _synthesise(self, coefficients: Tensor) -> Tensor:
+        return _sandwich(self.vertical_image, coefficients, self.horizontal_image.mT)
 
 
 def downsample(image_shape: Shape, *, factor: int = 4) -> Separable:
@@ -90,7 +104,7 @@ def downsample(image_shape: Shape, *, factor: int = 4) -> Separable:
 
 
 def downsample_bicubic(image_shape: Shape, *, factor: int = 4) -> Separable:
-    """Antialiased bicubic down-sampling, as MATLAB's imresize does it.
+    """Antialiased bicubic down-sampling with the conventions of MATLAB's imresize.
 
     Raises:
         ValueError: if the factor is not between 1 and the shorter side.
@@ -127,6 +141,10 @@ def bicubic_matrix(size: int, factor: int) -> Tensor:
     source = torch.where(period < size, period, 2 * size - 1 - period)
     matrix = torch.zeros(n_out, size, dtype=torch.float64).scatter_add_(1, source, weight)
     return matrix / matrix.sum(dim=1, keepdim=True)
+
+
+def _sandwich(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
+    return left.to(x.dtype) @ x @ right.to(x.dtype)
 
 
 def _check_factor(image_shape: Shape, factor: int) -> None:

@@ -13,13 +13,13 @@ from .base import LinearOperator
 
 __all__ = ["SpectralOperator"]
 
-RELATIVE_ZERO = 1e-6  # singular values below this share of the largest count as zero in the pseudo-inverse
-
 
 class SpectralOperator(LinearOperator):
     """A = U diag(v) V^T with a V that can be applied: every function of A^T A is one call.
 
-    Pseudo-inverse and proximal step follow in closed form, and so does the noise shaping of DDNM+ and DDRM.
+    Pseudo-inverse and proximal step follow in closed form, and so does the noise shaping of DDNM+ and DDRM.  They go
+    through A^T y, whose rounding errors they divide by v^2 or rho; an operator with small singular values replaces them
+    by forms that keep the digits of float32.
     """
 
     @abc.abstractmethod
@@ -29,21 +29,15 @@ class SpectralOperator(LinearOperator):
         Arguments:
             x: images (B, *image_shape).
             fn: factors from singular values; it is given non-negative values in a shape that broadcasts over the
-                coefficients of one image, zero in the null space, and may return one set per image (B, 1, 1, 1).
+                coefficients of one image, exactly zero in the null space, and may return one set per image
+                (B, 1, 1, 1).
         """
 
-    @abc.abstractmethod
-    def largest_singular_value(self) -> float:
-        """max_i v_i."""
-
     def pinv(self, y: Tensor) -> Tensor:
-        floor = RELATIVE_ZERO * self.largest_singular_value()
-
-        def inverse(v: Tensor) -> Tensor:  # 1 / v^2 of the components that A keeps
-            return torch.where(v > floor, 1 / v.clamp_min(floor).square(), 0)
-
-        return self.spectral(self.adjoint(y), inverse)
+        """A^+ y = V diag(1 / v^2) V^T A^T y, without the null space."""
+        return self.spectral(self.adjoint(y), lambda v: torch.where(v > 0, 1 / v.square(), 0))
 
     def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
+        """The solution (A^T A + rho)^-1 (A^T y + rho x) = V diag(1 / (v^2 + rho)) V^T (A^T y + rho x)."""
         weight = expand_to(rho, x)
         return self.spectral(self.adjoint(y) + weight * x, lambda v: 1 / (v.square() + weight))

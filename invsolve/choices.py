@@ -1,0 +1,137 @@
+"""What the options of the command line stand for: operator, noise model, mask, device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .images import load_image, load_mask
+from .operators import OPERATORS, Inpaint, Operator, Shape, build_operator
+from .problem import GaussianNoise, Noise, NoNoise, PoissonNoise
+from .record import Source
+from .spec import parse_sigma, parse_spec, split_spec
+
+__all__ = [
+    "DTYPES",
+    "NOISES",
+    "choose_operator",
+    "fields_for",
+    "find_device",
+    "is_file",
+    "operator_for",
+    "parse_noise",
+    "public_fields",
+]
+
+NOISES: dict[str, Callable[..., Noise]] = {"gaussian": GaussianNoise, "poisson": PoissonNoise, "none": NoNoise}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def choose_operator(spec: str | None, mask: Path | None, kernel: Path | None) -> tuple[str, dict[str, Any]]:
+    """The operator's name and fields; --mask FILE is short for inpaint(mask='FILE'), --kernel for blur-kernel.
+
+    Raises:
+        ValueError: none is named, two contradict each other, or a field is wrong.
+        FileNotFoundError: there is no such mask or kernel.
+    """
+    if mask is not None and kernel is not None:
+        raise ValueError("Give --mask or --kernel, not both.")
+    given: str | dict[str, Any] | None = spec
+    for field, path, implied in (("mask", mask, "inpaint"), ("kernel", kernel, "blur-kernel")):
+        if path is None:
+            continue
+        name, values = (implied, {}) if spec is None else split_spec(spec, "operator")
+        if name != implied or field in values:
+            raise ValueError(f"--{field} goes with --operator {implied}, not with {spec}; leave one of them out.")
+        if not path.exists():
+            raise FileNotFoundError(f"--{field}: {path} does not exist.")
+        given = {"name": implied, **values, field: str(path)}
+    if given is None:
+        raise ValueError(
+            "Say what happened to the picture with --operator, for example 'blur(sigma=2)', downsample, jpeg, or "
+            "identity for noise alone; or with --mask or --kernel.  `invsolve list operators` names all."
+        )
+    return parse_spec(given, OPERATORS, "operator")
+
+
+def fields_for(name: str, fields: dict[str, Any], source: Source) -> dict[str, Any]:
+    """The operator's fields for one picture, which differ only where `mask` is a folder of masks.
+
+    Raises:
+        ValueError: the folder does not hold one mask with the stem of the picture.
+    """
+    if name != "inpaint" or not Path(fields["mask"]).is_dir():
+        return fields
+    folder = Path(fields["mask"])
+    found = [path for path in sorted(folder.iterdir()) if path.stem == source.path.stem and path.is_file()]
+    if len(found) != 1:
+        count = "several masks" if found else "no mask"
+        raise ValueError(f"The folder {folder} holds {count} named {source.path.stem}, for {source.path}.")
+    return fields | {"mask": str(found[0])}
+
+
+def operator_for(name: str, fields: dict[str, Any], image_shape: Shape, max_pixels: int) -> Operator:
+    """Build the operator; mask and kernel files pass the same checks as pictures do.
+
+    Raises:
+        ValueError: a field has no sense for this picture, or a file cannot be used.
+    """
+    if name == "inpaint":
+        holes = load_mask(fields["mask"], max_pixels)
+        if tuple(holes.shape) != image_shape[1:]:
+            raise ValueError(
+                f"The mask {fields['mask']} is {holes.shape[1]} x {holes.shape[0]} pixels and the picture "
+                f"{image_shape[2]} x {image_shape[1]}; they must be of one size."
+            )
+        return Inpaint(image_shape, observed=~holes)
+    if name == "blur-kernel":
+        load_image(fields["kernel"], max_pixels)
+    return build_operator(name, image_shape, **fields)
+
+
+def parse_noise(sigma: str | None, noise: str | None) -> Noise | float | Literal["auto"]:
+    """What `--sigma` or `--noise` asks for: a number in [-1, 1] units, "auto", or a noise model.
+
+    Raises:
+        ValueError: both are given, or one cannot be read.
+    """
+    if noise is None:
+        return parse_sigma(sigma or "0")
+    if sigma is not None:
+        raise ValueError("Give --sigma or --noise, not both; --sigma 0.1 is --noise 'gaussian(sigma=0.1)'.")
+    name, fields = parse_spec(noise, NOISES, "noise")
+    return NOISES[name](**fields)
+
+
+def is_file(value: Any) -> bool:
+    """Whether a field's value is the path of a file."""
+    return isinstance(value, str) and Path(value).is_file()
+
+
+def public_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields with file names instead of paths."""
+    return {key: Path(value).name if is_file(value) else value for key, value in fields.items()}
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the accelerator if there is one.
+
+    Raises:
+        ValueError: it is not available.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch's ways to say that it has none
+        raise ValueError(f"The device {name!r} is not available here; use cpu, or auto for the best one.") from None
+    return device

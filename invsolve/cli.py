@@ -1,0 +1,228 @@
+"""The command line: `invsolve restore`, `degrade`, `demo`, `list` and `info`.
+
+Whatever goes wrong for a reason the user can change ends as one sentence and exit code 2, at one place: `_Group`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from . import __version__
+from .choices import DTYPES, NOISES
+from .cli_degrade import degrade_files
+from .cli_restore import Expected, Options, restore_files, sentence
+from .images import MAX_PIXELS
+from .operators import OPERATORS
+from .priors import BUNDLED, PRIORS
+from .solvers import SOLVERS
+from .spec import spec_fields
+
+__all__ = ["app", "main"]
+
+TABLES: dict[str, dict[str, Callable[..., Any]]] = {
+    "operators": {**OPERATORS},
+    "priors": {**PRIORS},
+    "solvers": {**SOLVERS},
+}
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Plain text: file names are not markup, and lines are not cut for a pipe."""
+    return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Expected as error:
+            _console(stderr=True).print(f"Error: {sentence(error)}")
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # usage errors then look like all others: one line that begins with "Error:"
+    pretty_exceptions_enable=False,
+    help="Solve imaging inverse problems with pretrained generative priors.",
+)
+
+Inputs = Annotated[list[str], typer.Argument(help="Pictures, folders of pictures, or globs.", show_default=False)]
+OperatorOption = Annotated[
+    str | None, typer.Option(help="What happened to the picture: NAME or 'NAME(field=value, ...)'.")
+]
+MaskOption = Annotated[
+    Path | None, typer.Option(help="Mask picture, white = hole; or a folder of masks named like the pictures.")
+]
+KernelOption = Annotated[Path | None, typer.Option(help="Picture of the blur kernel, black = 0.")]
+NoiseOption = Annotated[
+    str | None, typer.Option(help=f"Noise model instead of --sigma: {', '.join(NOISES)}, e.g. 'poisson(peak=100)'.")
+]
+PixelsOption = Annotated[int, typer.Option(min=1, help="Refuse pictures with more pixels than this.")]
+
+
+@app.command("restore")
+def restore_command(
+    inputs: Inputs,
+    operator: OperatorOption = None,
+    mask: MaskOption = None,
+    kernel: KernelOption = None,
+    sigma: Annotated[
+        str | None,
+        typer.Option(
+            help="Noise level: 0.1 is in units of the [-1, 1] picture, 25/255 are 25 grey levels of 8 bits (0.196 in "
+            "[-1, 1] units), auto estimates it.  Default 0: no noise."
+        ),
+    ] = None,
+    noise: NoiseOption = None,
+    solver: Annotated[str, typer.Option(help="NAME or 'NAME(field=value, ...)'.")] = "diffpir",
+    prior: Annotated[str, typer.Option(help="A name, or the folder of a diffusers model.")] = "natural",
+    samples: Annotated[int, typer.Option(help="Posterior samples; several also give their mean and spread.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Time steps; by default those of the solver.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, or another device of torch.")] = "auto",
+    dtype: Annotated[str, typer.Option(help=f"Of the network: {', '.join(DTYPES)}.")] = "float32",
+    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder, or a file for one picture.")] = Path(
+        "restored"
+    ),
+    batch_size: Annotated[int, typer.Option(help="Most samples that go through the network at once.")] = 8,
+    max_pixels: PixelsOption = MAX_PIXELS,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run also what is done already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
+) -> None:
+    """Restore pictures.
+
+    Each is written as PNG at its own bit depth, with a JSON record that repeats the run; pictures whose record
+    is there already are skipped.
+    """
+    options = Options(
+        operator=operator,
+        mask=mask,
+        kernel=kernel,
+        sigma=sigma,
+        noise=noise,
+        solver=solver,
+        prior=prior,
+        samples=samples,
+        steps=steps,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+    if restore_files(inputs, out, options, _console(), _console(stderr=True)):
+        raise typer.Exit(2)
+
+
+@app.command("degrade")
+def degrade_command(
+    inputs: Inputs,
+    operator: OperatorOption = None,
+    mask: MaskOption = None,
+    kernel: KernelOption = None,
+    sigma: Annotated[
+        str | None, typer.Option(help="Noise to add: 0.1 in [-1, 1] units, or 25/255 for 25 grey levels.")
+    ] = None,
+    noise: NoiseOption = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    bit_depth: Annotated[int | None, typer.Option(help="8 or 16; by default that of the picture.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder, or a file for one picture.")] = Path(
+        "degraded"
+    ),
+    max_pixels: PixelsOption = MAX_PIXELS,
+) -> None:
+    """Simulate measurements of clean pictures, and say how to restore them."""
+    degrade_files(
+        inputs,
+        out,
+        operator=operator,
+        mask=mask,
+        kernel=kernel,
+        sigma=sigma,
+        noise=noise,
+        seed=seed,
+        bit_depth=bit_depth,
+        max_pixels=max_pixels,
+        console=_console(),
+    )
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the pictures.")] = Path("demo"),
+) -> None:
+    """Restore a picture that comes with the package, with several operators."""
+    from .demo import run_demo
+
+    run_demo(out)
+    _console().print(f"The pictures are in {out}.")
+
+
+@app.command("list")
+def list_command(
+    what: Annotated[Literal["operators", "priors", "solvers"] | None, typer.Argument(help="By default all.")] = None,
+) -> None:
+    """Name the operators, priors and solvers."""
+    console = _console()
+    for kind in TABLES if what is None else [what]:
+        if what is None:
+            console.print(f"{kind}:")
+        width = max(map(len, TABLES[kind]))
+        for name, entry in TABLES[kind].items():
+            console.print(f"  {name:{width}}  {_paragraphs(entry)[0]}")
+
+
+@app.command("info")
+def info_command(name: Annotated[str, typer.Argument(help="Of an operator, prior or solver.")]) -> None:
+    """Describe an operator, prior or solver and its fields."""
+    found = [(kind, table[name]) for kind, table in TABLES.items() if name in table]
+    if not found:
+        known = "; ".join(f"{kind}: {', '.join(table)}" for kind, table in TABLES.items())
+        raise ValueError(f"Unknown name {name!r}; choose one of {known}.")
+    console = _console()
+    for kind, entry in found:
+        console.print(f"{name} ({kind[:-1]})\n")
+        console.print("\n\n".join(_paragraphs(entry)))
+        if kind == "priors":
+            card = BUNDLED / name / "README.md"  # licence, training data, size and quality of the weights
+            if card.is_file():
+                console.print(f"\n{card.read_text()}")
+            continue
+        console.print("\nFields:" if spec_fields(entry) else "\nNo fields.")
+        for field in spec_fields(entry):
+            console.print(f"  {field}{' (required)' if field.required else ''}")
+
+
+def _paragraphs(entry: Callable[..., Any]) -> list[str]:
+    """The docstring, whose first paragraph is what a list shows in one line."""
+    first, *rest = (inspect.getdoc(entry) or "").split("\n\n")
+    return [" ".join(first.split()), *rest]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        _console().print(f"invsolve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the `invsolve` script."""
+    app()

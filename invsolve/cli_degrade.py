@@ -1,0 +1,83 @@
+"""`invsolve degrade`: simulated measurements of clean pictures, each with the command that restores it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from . import __version__
+from .choices import choose_operator, fields_for, operator_for, parse_noise, public_fields
+from .images import at_bit_depth, load_image, save_picture, save_png
+from .problem import GaussianNoise, NoNoise, simulate
+from .record import check_writable, expand_inputs, plan_outputs, write_record
+from .rng import ImageRng, derive_seed
+from .spec import format_spec
+
+__all__ = ["degrade_files"]
+
+
+def degrade_files(
+    inputs: Sequence[str],
+    out: Path,
+    *,
+    operator: str | None,
+    mask: Path | None,
+    kernel: Path | None,
+    sigma: str | None,
+    noise: str | None,
+    seed: int,
+    bit_depth: int | None,
+    max_pixels: int,
+    console: Console,
+) -> None:
+    """Write a simulated measurement of every input, with a record that names the command to restore it.
+
+    Raises:
+        ValueError, TypeError, OSError: an option or a file that cannot be used.
+    """
+    name, fields = choose_operator(operator, mask, kernel)
+    model = parse_noise(sigma, noise)
+    if model == "auto":
+        raise ValueError("--sigma auto estimates the noise of a picture; to add noise, give a number.")
+    if isinstance(model, float):
+        model = GaussianNoise(model) if model > 0 else NoNoise()
+    if bit_depth not in (None, 8, 16):
+        raise ValueError(f"--bit-depth must be 8 or 16, got {bit_depth}.")
+    sources = expand_inputs(inputs, out)
+    outputs = plan_outputs(sources, out, [".json", "_mask.png"])
+    check_writable(out)
+    for source, output in zip(sources, outputs, strict=True):
+        picture = load_image(source.path, max_pixels)
+        like = picture if bit_depth is None else at_bit_depth(picture, bit_depth)
+        fields_here = fields_for(name, fields, source)
+        built = operator_for(name, fields_here, picture.shape, max_pixels)
+        y = simulate(built, model, picture.tensor[None], ImageRng([derive_seed(seed, picture.sha256)]))[0]
+        if y.ndim != 3 or len(y) not in (1, 3):
+            raise ValueError(f"The data of {name} has shape {tuple(y.shape)} and is not a picture; use the Python API.")
+        clipped = (y.abs() > 1).float().mean().item()
+        command = ["invsolve", "restore", output.name]
+        if built.data_mask is None:
+            command += ["--operator", format_spec(name, public_fields(fields_here))]
+        else:
+            mask_path = output.with_name(f"{output.stem}_mask.png")
+            save_png(1 - 2 * built.data_mask.expand(1, *y.shape[1:]), mask_path)  # white = hole
+            command += ["--mask", mask_path.name]
+        command += ["--noise", noise] if noise else ["--sigma", sigma or "0"]
+        record = {
+            "restore_with": shlex.join(command),
+            "software": {"invsolve": __version__, "torch": torch.__version__},
+            "input": source.name.as_posix(),
+            "sha256": {"input": picture.sha256},
+            "operator": format_spec(name, public_fields(fields_here)),
+            "noise": str(model),
+            "seed": seed,
+            "clipped": clipped,
+        }
+        save_picture(output, y, like, {"software": f"invsolve {__version__}", "content": "simulated measurement"})
+        write_record(output.with_name(f"{output.stem}.json"), record)
+        note = f" ({100 * clipped:.1f} % of the values were clipped to the range of a picture)" if clipped else ""
+        console.print(f"degraded {source.name} -> {output}{note}")

