@@ -12,7 +12,7 @@ from torch import Tensor
 from .images import to_tensor
 from .operators import OPERATORS, Operator, build_operator
 from .operators.sizes import image_shape_of
-from .priors import Prior, load_prior
+from .priors import GreyPrior, Prior, load_prior
 from .problem import GaussianNoise, NoNoise, Noise, Problem
 from .result import Result
 from .solve import Observer, solve
@@ -57,7 +57,7 @@ def restore(
         steps: number of time steps; the solver's default if not given.
         seed: the same seed gives the same pictures.
         device: where to compute.
-        dtype: of the solver's state; the network keeps its own.
+        dtype: of the network, for example torch.bfloat16; the solver's state is float32, or float64 if this is.
         batch_size: most pictures that go through the network at once.
         observers: called after every step.
 
@@ -68,13 +68,15 @@ def restore(
         ValueError: an unknown name or field, a shape or value that does not fit; the message says what to do.
         TypeError: the operator lacks what the solver needs.
     """
-    data = to_tensor(y).to(device, dtype)
+    data = to_tensor(y).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     if isinstance(operator, str | Mapping):
         name, fields = parse_spec(operator, OPERATORS, "operator")
         operator = build_operator(name, image_shape_of(name, tuple(data.shape[1:]), **fields), **fields)
     operator = operator.to(device)
     solver = build_solver(solver) if isinstance(solver, str | Mapping) else solver
-    prior = (load_prior(prior) if isinstance(prior, str) else prior).to(device)
+    prior = (load_prior(prior, dtype) if isinstance(prior, str) else prior).to(device)
+    if prior.channels == 3 and operator.image_shape[0] == 1:
+        prior = GreyPrior(prior)
     noise = make_noise(sigma, data)
     grid = make_times(solver.times, solver.steps if steps is None else steps, prior.schedule)
     result = solve(

@@ -17,11 +17,12 @@ from typer.core import TyperGroup
 from . import __version__
 from .choices import DTYPES, NOISES
 from .cli_degrade import degrade_files
-from .cli_restore import Expected, Options, restore_files, sentence
+from .cli_restore import EXPECTED, Options, restore_files, sentence
 from .images import MAX_PIXELS
 from .operators import OPERATORS
 from .priors import BUNDLED, PRIORS
-from .solvers import SOLVERS
+from .progress import StepBar
+from .solvers import SOLVERS, build_solver
 from .spec import spec_fields
 
 __all__ = ["app", "main"]
@@ -42,7 +43,7 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except Expected as error:
+        except EXPECTED as error:
             _console(stderr=True).print(f"Error: {sentence(error)}")
             raise typer.Exit(2) from None
 
@@ -161,12 +162,23 @@ def degrade_command(
 @app.command("demo")
 def demo_command(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the pictures.")] = Path("demo"),
+    prior: Annotated[str, typer.Option(help="A name, or the folder of a diffusers model.")] = "natural",
+    samples: Annotated[int, typer.Option(min=1, help="Posterior samples per task.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the measurements and the samples.")] = 0,
 ) -> None:
-    """Restore a picture that comes with the package, with several operators."""
-    from .demo import run_demo
+    """Degrade a photograph in several ways, restore it, and show how well."""
+    from .demo import TASKS, DemoRow, run_demo  # draws figures: matplotlib is slow to load
 
-    run_demo(out)
-    _console().print(f"The pictures are in {out}.")
+    console = _console()
+    bar = StepBar([build_solver(task.solver).steps for task in TASKS], console, _console(stderr=True))
+
+    def report(row: DemoRow) -> None:
+        bar.done(ran=True)
+        console.print(f"{row.task:26} {row.solver:8} PSNR {row.psnr:5.2f} dB  SSIM {row.ssim:.3f}  {row.seconds:.0f} s")
+
+    with bar:
+        run_demo(out, prior=prior, samples=samples, seed=seed, observers=[bar], report=report)
+    console.print(f"The pictures are in {out}.")
 
 
 @app.command("list")

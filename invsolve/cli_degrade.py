@@ -49,7 +49,7 @@ def degrade_files(
         raise ValueError(f"--bit-depth must be 8 or 16, got {bit_depth}.")
     sources = expand_inputs(inputs, out)
     outputs = plan_outputs(sources, out, [".json", "_mask.png"])
-    check_writable(out)
+    check_writable(outputs[0].parent)
     for source, output in zip(sources, outputs, strict=True):
         picture = load_image(source.path, max_pixels)
         like = picture if bit_depth is None else at_bit_depth(picture, bit_depth)

@@ -1,4 +1,4 @@
-"""`invsolve restore` and `invsolve degrade`: files in, files out, one picture at a time."""
+"""`invsolve restore`: files in, files out, one picture at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from . import __version__
 from .api import estimate_sigma, restore
@@ -26,19 +25,30 @@ from .choices import (
     public_fields,
 )
 from .images import Picture, load_image, save_picture
-from .operators import Operator, image_shape_of
+from .operators import Operator
+from .operators.sizes import image_shape_of
 from .priors import Prior, load_prior
 from .problem import Noise
-from .record import Settings, Source, check_writable, expand_inputs, is_done, plan_outputs, run_key, write_record
+from .progress import StepBar
+from .record import (
+    Settings,
+    Source,
+    check_writable,
+    expand_inputs,
+    folder_fingerprint,
+    is_done,
+    plan_outputs,
+    run_key,
+    write_record,
+)
 from .result import Result, Status, json_number, spread_picture
-from .solve import Estimate
 from .solver import Solver
 from .solvers import build_solver
 from .spec import format_spec
 
-__all__ = ["Expected", "Options", "restore_files", "sentence"]
+__all__ = ["EXPECTED", "Options", "restore_files", "sentence"]
 
-Expected = (ValueError, TypeError, OSError, ImportError, torch.OutOfMemoryError)  # what a user can bring about
+EXPECTED = (ValueError, TypeError, OSError, ImportError, torch.OutOfMemoryError)  # what a user can bring about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +99,15 @@ def restore_files(inputs: Sequence[str], out: Path, options: Options, console: C
     if options.samples > 1:
         endings += [_sample_ending(s, options.samples) for s in range(options.samples)] + ["_std.png"]
     outputs = plan_outputs(sources, out, endings)
-    check_writable(out)
+    check_writable(outputs[0].parent)
+    steps = plan.solver.steps if options.steps is None else options.steps
+    bar = StepBar([steps * math.ceil(options.samples / options.batch_size)] * len(sources), console, errors)
     counts = {"restored": 0, "skipped": 0, "failed": 0}
-    with _Bar(errors, plan, len(sources)) as bar:
+    with bar:
         for source, output in zip(sources, outputs, strict=True):
             try:
                 outcome, text = _restore_one(plan, source, output, bar)
-            except Expected as error:
+            except EXPECTED as error:
                 outcome, text = "failed", ""
                 errors.print(f"Error: {sentence(error)}")
             counts[outcome] += 1
@@ -150,7 +162,7 @@ def sentence(error: BaseException) -> str:
 # --- one picture ------------------------------------------------------------------------------------------------------
 
 
-def _restore_one(plan: Plan, source: Source, output: Path, bar: _Bar) -> tuple[str, str]:
+def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tuple[str, str]:
     """Restore one picture, unless its record says that it is done: ("restored" or "skipped", what to tell)."""
     options = plan.options
     picture = load_image(source.path, options.max_pixels)
@@ -160,13 +172,19 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: _Bar) -> tuple[s
     named = {key: Path(value) for key, value in fields.items() if is_file(value)}
     files = {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in named.items()}
     files["input"] = picture.sha256
+    if Path(options.prior).is_dir():
+        files["prior"] = folder_fingerprint(Path(options.prior))
     settings = replace(plan.settings, operator=format_spec(plan.operator, public_fields(fields)))
     key = run_key(settings, files, __version__)
-    record_path = output.with_name(f"{output.stem}.json")
-    if not (options.overwrite or options.dry_run) and is_done(record_path, key):
+    if not (options.overwrite or options.dry_run) and is_done(output.with_name(f"{output.stem}.json"), key):
         return "skipped", f"skipped {source.name}: done already"
 
     shape = image_shape_of(plan.operator, picture.shape, **fields)
+    if shape[1] * shape[2] > options.max_pixels:
+        raise ValueError(
+            f"{source.path} would become {shape[2]} x {shape[1]} pixels, more than the guard of {options.max_pixels}; "
+            "raise it with --max-pixels."
+        )
     operator = operator_for(plan.operator, fields, shape, options.max_pixels)
     y = picture.tensor[None]
     if operator.data_mask is not None:
@@ -184,38 +202,43 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: _Bar) -> tuple[s
         steps=options.steps,
         seed=options.seed,
         device=plan.device,
-        dtype=torch.float64 if options.dtype == "float64" else torch.float32,  # of the state; half is for the network
+        dtype=DTYPES[options.dtype],
         batch_size=options.batch_size,
         observers=[bar],
     )
     if not result.ok:
         raise ValueError(f"{source.path}: {Status.nonfinite.value}")
-    notes = list(picture.notes)
-    if picture.alpha is not None and picture.alpha.shape != tuple(result.samples.shape[-2:]):
-        notes.append("Alpha was resized to the size of the restored picture.")
-    command = settings.command(source.name.name)
-    provenance = {
-        "software": f"invsolve {__version__}",
-        "command": command,
-        "input_sha256": picture.sha256,
-        "note": "Restored with a generative prior: detail is plausible, not measured.",
-    }
-    written = _write_pictures(result, output, picture, provenance)
-    record = {
+    about = {
         "key": key,
-        "command": command,
+        "command": settings.command(source.name.name),
         "software": {"invsolve": __version__, "torch": torch.__version__},
         "input": {"name": source.name.as_posix(), "format": picture.format, "bit_depth": picture.bit_depth},
         "sha256": files,
         "settings": vars(settings),
         "sigma": noise if isinstance(noise, float) else str(noise),
-        "outputs": written,
+    }
+    _save(result, output, picture, about)
+    return "restored", f"restored {source.name} -> {output}"
+
+
+def _save(result: Result, output: Path, picture: Picture, about: dict[str, Any]) -> None:
+    """Write the pictures and then the record, whose presence means that all of them are there."""
+    notes = list(picture.notes)
+    if picture.alpha is not None and picture.alpha.shape != tuple(result.samples.shape[-2:]):
+        notes.append("Alpha was resized to the size of the restored picture.")
+    provenance = {
+        "software": f"invsolve {__version__}",
+        "command": about["command"],
+        "input_sha256": picture.sha256,
+        "note": "Restored with a generative prior: detail is plausible, not measured.",
+    }
+    record = about | {
+        "outputs": _write_pictures(result, output, picture, provenance),
         "stats": {name: json_number(value) for name, value in result.stats.items()},
         "chi2": [json_number(value) for value in result.chi2[0].tolist()],
         "notes": notes,
     }
-    write_record(record_path, record)
-    return "restored", f"restored {source.name} -> {output}"
+    write_record(output.with_name(f"{output.stem}.json"), record)
 
 
 def _write_pictures(result: Result, output: Path, picture: Picture, provenance: dict[str, str]) -> list[str]:
@@ -249,41 +272,3 @@ def _describe(source: Source, picture: Picture, operator: Operator, noise: Noise
         kind += f", {100 * (1 - operator.data_mask.float().mean().item()):.1f} % hidden"
     shape = operator.image_shape
     return f"would restore {source.name} ({kind}) to {shape[2]} x {shape[1]}, noise {noise} -> {output}"
-
-
-class _Bar:
-    """A progress bar over the steps of all pictures, with the time left; an Observer."""
-
-    def __init__(self, console: Console, plan: Plan, pictures: int) -> None:
-        steps = plan.solver.steps if plan.options.steps is None else plan.options.steps
-        self.per_picture = steps * math.ceil(plan.options.samples / plan.options.batch_size)
-        self.total, self.finished, self.task = self.per_picture * pictures, 0, TaskID(0)
-        columns = (TextColumn("restoring"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,"))
-        self.progress = Progress(
-            *columns, TimeRemainingColumn(), TextColumn("left"), console=console, disable=not console.is_terminal
-        )
-
-    def __enter__(self) -> _Bar:
-        self.progress.start()
-        self.task = self.progress.add_task("restoring", total=self.total)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def __call__(  # an Observer that needs only to know that it is called
-        self,
-        step: int,  # noqa: ARG002
-        steps: int,  # noqa: ARG002
-        rows: Sequence[tuple[int, int]],  # noqa: ARG002
-        estimate: Estimate,  # noqa: ARG002
-    ) -> None:
-        self.progress.advance(self.task)
-
-    def done(self, *, ran: bool) -> None:
-        """A picture is over; one that did not run takes its steps with it, so that the time left stays true."""
-        if ran:
-            self.finished += self.per_picture
-        else:
-            self.total -= self.per_picture
-        self.progress.update(self.task, completed=self.finished, total=self.total)

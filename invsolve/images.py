@@ -163,7 +163,9 @@ def load_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Pi
         raise ValueError(f"{path} is not a file.")
     data = path.read_bytes()
     try:
-        return _decode(data, max_pixels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders warn of oddities that they cope with
+            return _decode(data, max_pixels)
     except _RefusedError as error:
         raise ValueError(f"{path} {error}") from None
     except UnidentifiedImageError:
@@ -221,16 +223,15 @@ def _decode(data: bytes, max_pixels: int) -> Picture:
     exif, orientation = _exif(header)
     if orientation != 1:
         notes.append("Turned upright by the EXIF orientation.")
+    icc = None if header.mode == "CMYK" else header.info.get("icc_profile")  # it does not describe the RGB values
     colours, alpha = _split_alpha(_upright(values, orientation))
     return Picture(
         tensor=_from_integers(colours),
         alpha=alpha,
         bit_depth=8 * values.dtype.itemsize,
-        icc=None
-        if header.mode == "CMYK"
-        else header.info.get("icc_profile"),  # a CMYK profile does not describe the RGB values
+        icc=icc,
         exif=exif,
-        format={"MPO": "JPEG"}.get(header.format or "TIFF", header.format or "TIFF"),
+        format="JPEG" if header.format == "MPO" else header.format or "TIFF",
         sha256=hashlib.sha256(data).hexdigest(),
         notes=tuple(notes),
     )
@@ -238,9 +239,7 @@ def _decode(data: bytes, max_pixels: int) -> Picture:
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """The picture as Pillow sees it, not yet decoded."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is the stricter one
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_pixels(image.width, image.height, max_pixels)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # phones append previews to a JPEG; its first frame is the photograph

@@ -19,6 +19,7 @@ __all__ = [
     "Source",
     "check_writable",
     "expand_inputs",
+    "folder_fingerprint",
     "is_done",
     "plan_outputs",
     "run_key",
@@ -144,15 +145,21 @@ def plan_outputs(sources: Sequence[Source], out: Path, endings: Sequence[str]) -
     return outputs
 
 
-def check_writable(out: Path) -> None:
-    """Refuse, before any work, an output path whose folder cannot be made or written; makes nothing."""
-    folder = out
-    while not folder.exists():
-        folder = folder.parent
-    if folder != out and not folder.is_dir():
-        raise ValueError(f"Cannot write to {out}: {folder} is a file, not a folder.")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"Cannot write to {out}: no permission in {folder}.")
+def check_writable(folder: Path) -> None:
+    """Refuse, before any work, an output folder that cannot be made or written to; makes nothing."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ValueError(f"Cannot write to {folder}: {existing} is a file, not a folder.")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"Cannot write to {folder}: no permission in {existing}.")
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """A hash of the names and sizes of the files of a model's folder; their gigabytes are not read."""
+    names = sorted((p.relative_to(folder).as_posix(), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def run_key(settings: Settings, files: Mapping[str, str], version: str) -> str:

@@ -80,6 +80,11 @@ def solve(
             f"{type(solver).__name__} needs a {solver.requires.__name__}, and {type(problem.operator).__name__} is not "
             "one; choose another solver, for example dps or flowdps, which need only gradients."
         )
+    if prior.channels not in (None, problem.operator.image_shape[0]):
+        raise ValueError(
+            f"The prior knows pictures with {prior.channels} channels, the operator's have "
+            f"{problem.operator.image_shape[0]}; convert the picture, or wrap a colour prior in GreyPrior for grey ones."
+        )
     if samples < 1 or batch_size < 1:
         raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}.")
     times = make_times(solver.times, solver.steps, prior.schedule) if times is None else times

@@ -31,6 +31,7 @@ class Prior(nn.Module, abc.ABC):
     """
 
     schedule: Schedule
+    channels: int | None = None  # image channels it knows; None: any
 
     @abc.abstractmethod
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
@@ -72,6 +73,7 @@ class Rescheduled(Prior):
     def __init__(self, prior: Prior, schedule: Schedule) -> None:
         super().__init__()
         self.prior, self.schedule = prior, schedule
+        self.channels = prior.channels
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
         alpha, sigma = self.schedule(t)
@@ -102,7 +104,7 @@ class Guided(Prior):
     def __init__(self, positive: Prior, negative: Prior, scale: float) -> None:
         super().__init__()
         self.positive, self.negative, self.scale = positive, negative, scale
-        self.schedule = positive.schedule
+        self.schedule, self.channels = positive.schedule, positive.channels
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
         positive, negative = self.positive.predict(z, t), self.negative.predict(z, t)
@@ -127,6 +129,7 @@ class Metered(Prior):
     def __init__(self, prior: Prior) -> None:
         super().__init__()
         self.prior, self.schedule = prior, prior.schedule
+        self.channels = prior.channels
         self.counts = dict.fromkeys(("network", "network_vjp", "encode", "decode", "decode_vjp"), 0)
 
     def _count(self, name: str, rows: int) -> None:

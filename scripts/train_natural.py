@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import queue
 import threading
 import time
@@ -36,6 +35,7 @@ LOG_SIGMA = (-1.6, 1.3)  # mean and standard deviation of log(sigma/alpha)
 SIGMA_RANGE = (0.005, 80.0)
 CROP = 64
 WARM_UP = 100  # steps
+SPIKE = 10.0  # a batch whose loss exceeds the recent median by this factor is left out
 
 
 class Crops:
@@ -98,8 +98,10 @@ class Muon(torch.optim.Optimizer):
     and all of one shape at a time.
     """
 
-    def __init__(self, parameters: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+    def __init__(
+        self, parameters: list[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.2
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -116,6 +118,7 @@ class Muon(torch.optim.Optimizer):
                 stack = torch.stack(updates)
                 scale = max(1, stack.shape[1] / stack.shape[2]) ** 0.5
                 for parameter, update in zip(parameters, orthogonalise(stack), strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])  # a norm-free network must not grow
                     parameter.add_(update.reshape(shape), alpha=-group["lr"] * scale)
 
 
@@ -156,7 +159,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--batch", type=int, nargs=2, default=(16, 32), help="before and after half of the time")
-    parser.add_argument("--lr", type=float, default=0.02, help="of Muon")
+    parser.add_argument("--lr", type=float, default=0.01, help="of Muon")
     parser.add_argument("--lr-adam", type=float, default=1e-3, help="of Adam")
     parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 192))
     parser.add_argument("--blocks", type=int, nargs="+", default=(2, 3, 4))
@@ -201,6 +204,10 @@ def main() -> None:
         loss = loss_of(residual, batches.get(), network.config["data_std"])
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
+        recent.append(loss.item())
+        if not recent[-1] < SPIKE * np.median(recent[-100:]):
+            print(f"step {step}: loss {recent.pop():.3g}, skipped", flush=True)
+            continue
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for optimizer in optimizers:
@@ -208,9 +215,6 @@ def main() -> None:
         step += 1
         keep = min(0.999, step / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in network.parameters()], 1 - keep)
-        recent.append(loss.item())
-        if not math.isfinite(recent[-1]):
-            raise SystemExit(f"The loss became {recent[-1]} at step {step}; lower --lr or train with another --seed.")
         if elapsed - saved_at > 300:
             saved_at = elapsed
             save(average, args.out)
@@ -225,8 +229,8 @@ def main() -> None:
                 },
                 state_file,
             )
-            print(f"{elapsed / 60:.0f} min  step {step}  loss {sum(recent) / len(recent):.5f}", flush=True)
-            recent.clear()
+            print(f"{elapsed / 60:.0f} min  step {step}  median loss {np.median(recent):.5f}", flush=True)
+            del recent[:-100]
     save(average, args.out)
 
 

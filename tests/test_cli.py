@@ -23,7 +23,7 @@ from invsolve.priors import PRIORS
 from invsolve.solvers import SOLVERS
 
 FAST = ["--prior", "gaussian", "--steps", "3", "--device", "cpu"]
-SIZE = (16, 12)
+SIZE = (24, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +152,7 @@ def test_16_bit_tiff_in_and_out() -> None:
 def test_alpha_is_resized_with_the_picture_and_the_record_says_so() -> None:
     picture("a.png", 4)
     assert restore("a.png", "--operator", "downsample(factor=2)").exit_code == 0
-    assert imagecodecs.png_decode(Path("restored/a.png").read_bytes()).shape == (32, 24, 4)
+    assert imagecodecs.png_decode(Path("restored/a.png").read_bytes()).shape == (48, 40, 4)
     assert "Alpha" in record("restored/a.json")["notes"][0]
 
 
@@ -274,7 +274,7 @@ def test_dry_run_writes_nothing() -> None:
     mask("m.png")
     result = restore("a.png", "--mask", "m.png", "--dry-run")
     assert result.exit_code == 0
-    assert "12 x 16, grey, 8 bit, 12.5 % hidden" in result.stdout
+    assert "20 x 24, grey, 8 bit, 5.0 % hidden" in result.stdout
     assert not Path("restored").exists()
 
 
@@ -328,19 +328,7 @@ def test_list_and_info_cover_the_tables() -> None:
 def test_version_and_help() -> None:
     assert invsolve("--version").stdout.startswith("invsolve ")
     text = invsolve("restore", "--help").stdout
-    for option in [
-        "operator",
-        "mask",
-        "kernel",
-        "sigma",
-        "solver",
-        "prior",
-        "samples",
-        "steps",
-        "seed",
-        "device",
-        "dtype",
-    ]:
+    for option in shlex.split("operator mask kernel sigma solver prior samples steps seed device dtype"):
         assert f"--{option}" in text
     assert "[-1, 1]" in text
 
@@ -350,15 +338,17 @@ def test_version_and_help() -> None:
 GOOD = ["a.png", "--operator", "blur"]
 BAD: dict[str, tuple[list[str], str]] = {
     "missing file": (["none.png", "--operator", "blur"], "none.png does not exist"),
-    "missing glob": (["none*.png", "--operator", "blur"], "No file matches none*.png"),
+    "missing glob": (["none*.png", "--operator", "blur"], "No picture matches none*.png"),
     "empty folder": (["empty", "--operator", "blur"], "holds no picture"),
     "not an image": (["text.png", "--operator", "blur"], "not a picture"),
     "empty file": (["zero.png", "--operator", "blur"], "not a picture"),
     "truncated jpeg": (["cut.jpg", "--operator", "blur"], "damaged or cut off"),
+    "truncated 16-bit tiff": (["cut.tif", "--operator", "blur"], "damaged or cut off"),
     "truncated png": (["cut.png", "--operator", "blur"], "damaged or cut off"),
     "two pages": (["pages.tif", "--operator", "blur"], "2 pictures"),
     "nan": (["nan.tif", "--operator", "blur"], "not NaN"),
     "too many pixels": ([*GOOD, "--max-pixels", "100"], "--max-pixels"),
+    "too many pixels in the result": (["a.png", "--operator", "downsample(factor=2000)"], "--max-pixels"),
     "no operator": (["a.png"], "--operator"),
     "no input": (["--operator", "blur"], "Missing argument"),
     "unknown operator": (["a.png", "--operator", "blurr"], "did you mean 'blur'"),
@@ -378,7 +368,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "sigma nan": ([*GOOD, "--sigma", "nan"], "not a noise level"),
     "sigma and noise": ([*GOOD, "--sigma", "0.1", "--noise", "poisson(peak=9)"], "not both"),
     "unknown noise": ([*GOOD, "--noise", "speckle"], "gaussian, poisson, none"),
-    "noise value": ([*GOOD, "--noise", "poisson(peak=-1)"], "peak must be positive"),
+    "noise value": ([*GOOD, "--noise", "poisson(peak=-1)"], "peak must be a positive"),
     "mask missing": (["a.png", "--mask", "none.png"], "none.png does not exist"),
     "mask of another size": (["a.png", "--mask", "wide.png"], "24 x 16 pixels"),
     "mask without holes": (["a.png", "--mask", "black.png"], "no hole"),
@@ -396,6 +386,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown dtype": ([*GOOD, "--dtype", "float8"], "float32, float64"),
     "unknown option": ([*GOOD, "--simga", "1"], "--simga"),
     "output under a file": ([*GOOD, "-o", "text.png/out"], "is a file"),
+    "output is a file": ([*GOOD, "-o", "text.png.bak"], "is a file"),
     "output of another format": ([*GOOD, "-o", "x.jpg"], "x.jpg cannot be written"),
     "one output for two": (["a.png", "m.png", "--operator", "blur", "-o", "x.png"], "for 2 pictures"),
     "output replaces the input": ([*GOOD, "-o", "."], "would replace an input"),
@@ -410,12 +401,15 @@ def bad_files(folder: Path) -> None:
     mask("wide.png", (16, 24))
     Path("empty").mkdir()
     Path("text.png").write_text("This is not a picture.")
+    Path("text.png.bak").write_text("This is not a folder.")
     Path("zero.png").write_bytes(b"")
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     noise.save("a.jpg")
     Path("cut.jpg").write_bytes(Path("a.jpg").read_bytes()[:2000])
     noise.save("cut.png")
     Path("cut.png").write_bytes(Path("cut.png").read_bytes()[:2000])
+    tifffile.imwrite("cut.tif", np.zeros((64, 64, 3), np.uint16), photometric="rgb")
+    Path("cut.tif").write_bytes(Path("cut.tif").read_bytes()[:2000])
     noise.save("pages.tif", save_all=True, append_images=[noise])
     tifffile.imwrite("nan.tif", np.full(SIZE, np.nan, np.float32))
     Image.new("L", SIZE[::-1], 0).save("black.png")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
@@ -292,6 +292,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         load_image(tmp_path)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(data=st.binary(max_size=200), kind=st.sampled_from(["png", "jpeg", "tiff", "webp", "bmp", "deep png"]))
 def test_damaged_bytes_raise_nothing_else(tmp_path_factory: pytest.TempPathFactory, data: bytes, kind: str) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "in.img"

@@ -1,0 +1,174 @@
+"""The high-level call, the result object, noise models and determinism of the random numbers."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import invsolve
+from invsolve import GaussianNoise, ImageRng, NoNoise, PoissonNoise, Problem, Result, Status, build_operator, simulate
+from invsolve.api import estimate_sigma
+from invsolve.linalg import cg, grad
+from invsolve.metrics import psnr, ssim
+from invsolve.rng import derive_seed
+
+
+def picture(size=(24, 20), channels=3):
+    """A smooth coloured test picture, uint8."""
+    y, x = np.mgrid[0 : size[0], 0 : size[1]] / max(size)
+    layers = [0.5 + 0.4 * np.sin(6 * x + k) * np.cos(5 * y - k) for k in range(channels)]
+    return (255 * np.stack(layers, axis=-1)).round().astype(np.uint8).squeeze()
+
+
+def test_restore_takes_names_objects_and_every_kind_of_picture(tmp_path):
+    path = tmp_path / "y.png"
+    Image.fromarray(picture()).save(path)
+    tensor = torch.from_numpy(picture()).permute(2, 0, 1).float() / 127.5 - 1
+    kinds = [path, str(path), Image.open(path), picture(), tensor, tensor[None], tensor.numpy()]
+    options = {"prior": "gaussian", "solver": "ddnm", "steps": 4, "sigma": 0.1, "seed": 1}
+    results = [invsolve.restore(y, operator="inpaint-random(fraction=0.5)", **options) for y in kinds]
+    for result in results:
+        assert result.samples.shape == (1, 1, 3, 24, 20)
+        torch.testing.assert_close(result.samples, results[0].samples, rtol=0, atol=1e-5)
+    operator = build_operator("inpaint-random", (3, 24, 20), fraction=0.5)
+    solver, prior = invsolve.build_solver("ddnm"), invsolve.load_prior("gaussian")
+    objects = invsolve.restore(tensor, operator=operator, **{**options, "solver": solver, "prior": prior, "sigma": GaussianNoise(0.1)})
+    torch.testing.assert_close(objects.samples, results[0].samples, rtol=0, atol=1e-5)
+
+
+def test_restore_infers_the_picture_size():
+    y = torch.zeros(1, 3, 6, 5)
+    options = {"prior": "gaussian", "steps": 2}
+    assert invsolve.restore(y, operator="downsample(factor=3)", **options).images.shape == (1, 3, 18, 15)
+    assert invsolve.restore(y[:, :1], operator="grayscale", **options).images.shape == (1, 3, 6, 5)
+    assert invsolve.restore(y[:, :1], operator="identity", sigma=0.1, **options).images.shape == (1, 1, 6, 5)
+
+
+def test_restore_removes_noise_better_than_nothing():
+    clean = torch.from_numpy(picture((32, 32))).permute(2, 0, 1)[None].float() / 127.5 - 1
+    y = clean + 0.3 * ImageRng([0]).randn_like(clean)
+    for sigma in (0.3, "auto"):
+        result = invsolve.restore(y, operator="identity", prior="gaussian", sigma=sigma, samples=4, steps=20)
+        assert float(psnr(result.mean, clean)) > float(psnr(y, clean)) + 3
+
+
+def test_samples_and_batches():
+    y = torch.zeros(2, 3, 8, 8)
+    options = {"operator": "identity", "prior": "gaussian", "sigma": 0.5, "steps": 3}
+    many = invsolve.restore(y, samples=3, **options)
+    assert many.samples.shape == (2, 3, 3, 8, 8)
+    few = invsolve.restore(y, samples=2, batch_size=1, **options)
+    torch.testing.assert_close(many.samples[:, :2], few.samples, rtol=1e-4, atol=1e-5)
+    assert (many.samples[0, 0] - many.samples[1, 0]).abs().max() > 0.01  # two images, two draws
+
+
+def test_result_statistics_and_round_trip(tmp_path):
+    result = invsolve.restore(torch.zeros(2, 3, 8, 8), operator="identity", prior="gaussian", sigma=0.5, steps=3, samples=3)
+    torch.testing.assert_close(result.mean, result.samples.mean(dim=1))
+    torch.testing.assert_close(result.std, result.samples.std(dim=1), rtol=1e-4, atol=1e-6)
+    result.save(tmp_path / "out")
+    again = Result.load(tmp_path / "out")
+    assert torch.equal(again.samples, result.samples)
+    assert again.status == result.status
+    assert again.stats == result.stats
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"0000_sample00.png", "0001_mean.png", "0001_std.png", "result.json"} <= names
+    assert np.asarray(Image.open(tmp_path / "out" / "0000_mean.png")).shape == (8, 8, 3)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="choose another folder"):
+        result.save(tmp_path / "other")
+    assert (tmp_path / "other" / "mine.txt").read_text() == "keep"
+    result.plot(torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)).savefig(tmp_path / "figure.png")
+    assert Image.open(tmp_path / "figure.png").width > 500
+
+
+def test_a_failed_sample_is_left_out_of_the_statistics_and_of_the_folder(tmp_path):
+    samples = torch.zeros(1, 3, 1, 2, 2)
+    samples[0, 1], samples[0, 2] = torch.nan, 0.5
+    status = ((Status.ok, Status.nonfinite, Status.ok),)
+    result = Result(samples, status, torch.ones(1, 3), {})
+    assert not result.ok
+    torch.testing.assert_close(result.mean, torch.full((1, 1, 2, 2), 0.25))
+    torch.testing.assert_close(result.std, torch.full((1, 1, 2, 2), 0.5**0.5 / 2))
+    result.save(tmp_path / "out")
+    assert not (tmp_path / "out" / "0000_sample01.png").exists()
+    assert (tmp_path / "out" / "0000_sample02.png").exists()
+
+
+def test_chi2_counts_what_was_measured():
+    operator = build_operator("inpaint-random", (3, 40, 40), fraction=0.7)
+    x = torch.zeros(1, 3, 40, 40)
+    noise = GaussianNoise(0.2)
+    problem = Problem(operator, noise, simulate(operator, noise, x, ImageRng([0])))
+    assert float(problem.chi2(x)) == pytest.approx(1, abs=0.1)
+    assert problem.n_data == pytest.approx(0.3 * 3 * 1600, rel=0.01)
+    hidden = operator.data_mask.expand(3, 40, 40) == 0
+    assert (problem.y[0][hidden] == 0).all()
+    assert Problem(operator, NoNoise(), problem.y).chi2(x).isnan().all()
+
+
+@pytest.mark.parametrize("noise", [GaussianNoise(0.3), PoissonNoise(20.0)])
+def test_noise_models(noise):
+    """The likelihood is the density of the samples: its mean slope at the truth vanishes; std is the spread."""
+    clean = torch.full((1, 1, 200, 200), 0.4, dtype=torch.float64)
+    y = noise.sample(clean, ImageRng([0]))
+    assert float(y.mean()) == pytest.approx(0.4, abs=0.01)
+    assert float(y.std()) == pytest.approx(float(noise.std(y)), rel=0.03)
+    slope = grad(lambda x: noise.nll(y, x).flatten(1).mean(dim=1), clean)
+    assert abs(float(slope.sum())) < 0.05
+    worse = noise.nll(y, clean + 0.2).mean(), noise.nll(y, clean - 0.2).mean()
+    assert min(worse) > noise.nll(y, clean).mean()
+    torch.testing.assert_close(y, noise.sample(clean, ImageRng([0])), rtol=0, atol=0)
+
+
+def test_estimate_sigma():
+    y = torch.from_numpy(picture((64, 64))).permute(2, 0, 1)[None].float() / 127.5 - 1
+    noisy = y + 0.2 * ImageRng([0]).randn_like(y)
+    assert estimate_sigma(noisy) == pytest.approx(0.2, rel=0.1)
+
+
+def test_rng_rows_do_not_depend_on_the_batch():
+    draws = ImageRng([5, 6, 7]).randn((2, 3), dtype=torch.float64)
+    assert torch.equal(draws[1:2], ImageRng([6]).randn((2, 3), dtype=torch.float64))
+    assert derive_seed(0, 1, 2) != derive_seed(0, 12)
+    assert derive_seed(0, 1) != derive_seed(1, 0)
+    assert derive_seed(3, "a") == derive_seed(3, "a")
+
+
+def test_cg_rows_do_not_depend_on_the_batch():
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(3, 6, 6, generator=g).double()
+    matrices = a @ a.mT + 0.1 * torch.eye(6)
+    b = torch.randn(3, 6, generator=g).double()
+    x = cg(lambda v: torch.einsum("bij,bj->bi", matrices, v), b, tolerance=1e-12)
+    torch.testing.assert_close(x, torch.linalg.solve(matrices, b), rtol=1e-8, atol=1e-8)
+    alone = cg(lambda v: torch.einsum("bij,bj->bi", matrices[1:2], v), b[1:2], tolerance=1e-12)
+    torch.testing.assert_close(x[1:2], alone, rtol=1e-12, atol=1e-12)
+    assert (cg(lambda v: v, torch.zeros(1, 4)) == 0).all()
+
+
+def test_metrics():
+    truth = torch.from_numpy(picture((32, 32))).permute(2, 0, 1)[None].float() / 127.5 - 1
+    noisy = truth + 0.2 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    expected = 10 * np.log10(4 / float((noisy.clamp(-1, 1) - truth).square().mean()))
+    assert float(psnr(noisy, truth)) == pytest.approx(expected, rel=1e-5)
+    assert float(ssim(truth, truth)) == pytest.approx(1)
+    assert float(ssim(noisy, truth)) < 0.95
+
+
+def test_unknown_names_are_sentences():
+    y = torch.zeros(1, 3, 8, 8)
+    for change, message in (
+        ({"operator": "blurr"}, "blur"),
+        ({"operator": "blur(sigm=2)"}, "sigma"),
+        ({"solver": "ddpm"}, "diffpir"),
+        ({"prior": "nature"}, "natural"),
+        ({"sigma": -1.0}, "must not be negative"),
+        ({"sigma": "lots"}, "auto"),
+        ({"steps": 0}, "steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            invsolve.restore(y, **{"operator": "identity", "prior": "gaussian", "steps": 2, **change})
+    with pytest.raises(ValueError, match="3 channels"):
+        invsolve.solve(Problem(build_operator("identity", (1, 8, 8)), NoNoise(), y[:, :1]), invsolve.load_prior("natural"), invsolve.build_solver("ddnm"))
