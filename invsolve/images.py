@@ -168,6 +168,8 @@ def load_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Pi
             return _decode(data, max_pixels)
     except _RefusedError as error:
         raise ValueError(f"{path} {error}") from None
+    except Image.DecompressionBombError:  # Pillow's own guard, far above what can be restored
+        raise ValueError(f"{path} has more pixels than can be restored; make the picture smaller.") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not a picture that can be read ({', '.join(FORMATS)}).") from None
     except Exception as error:  # decoders raise many types on damaged files; each means the same to the user
@@ -220,9 +222,7 @@ def _decode(data: bytes, max_pixels: int) -> Picture:
         values = imagecodecs.png_decode(data)
     else:
         values = _expand(header, notes)
-    exif, orientation = _exif(header)
-    if orientation != 1:
-        notes.append("Turned upright by the EXIF orientation.")
+    exif, orientation = _exif(header, notes)
     icc = None if header.mode == "CMYK" else header.info.get("icc_profile")  # it does not describe the RGB values
     colours, alpha = _split_alpha(_upright(values, orientation))
     return Picture(
@@ -295,20 +295,29 @@ def _decode_deep_tiff(data: bytes, max_pixels: int) -> np.ndarray | None:
     return 65535 - values if colours is PHOTOMETRIC.MINISWHITE else values
 
 
-def _exif(image: Image.Image) -> tuple[bytes | None, int]:
+def _exif(image: Image.Image, notes: list[str]) -> tuple[bytes | None, int]:
     """The EXIF block without its orientation, and the orientation (1 to 8)."""
-    exif = image.getexif()
-    orientation = exif.pop(ORIENTATION, 1)
-    if image.format == "TIFF":  # its tags also say how the file is laid out, which is of no use in another
-        kept = Image.Exif()
-        for tag in DESCRIPTIVE_TAGS:
-            if tag in exif:
-                kept[tag] = exif[tag]
-        for tag in (EXIF_IFD, GPS_IFD):
-            if exif.get_ifd(tag):
-                kept[tag] = exif.get_ifd(tag)
-        exif = kept
-    return (exif.tobytes() if len(exif) else None), orientation
+    try:
+        exif = image.getexif()
+        orientation = exif.pop(ORIENTATION, 1)
+        if image.format == "TIFF":  # its tags also say how the file is laid out, which is of no use in another
+            exif = _descriptive(exif)
+        block = exif.tobytes() if len(exif) else None
+    except Exception:  # noqa: BLE001  cameras write EXIF of every kind; the picture is not worse for it
+        notes.append("The EXIF data cannot be read and was left out.")
+        return None, 1
+    if orientation not in range(2, 9):
+        return block, 1
+    notes.append("Turned upright by the EXIF orientation.")
+    return block, orientation
+
+
+def _descriptive(exif: Image.Exif) -> Image.Exif:
+    """Only what tells of the picture itself."""
+    kept = Image.Exif()
+    kept.update({tag: exif[tag] for tag in DESCRIPTIVE_TAGS if tag in exif})
+    kept.update({tag: exif.get_ifd(tag) for tag in (EXIF_IFD, GPS_IFD) if exif.get_ifd(tag)})
+    return kept
 
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:

@@ -50,6 +50,7 @@ class StepBar:
         rows: Sequence[tuple[int, int]],  # noqa: ARG002
         estimate: Estimate,  # noqa: ARG002
     ) -> None:
+        """Count one step."""
         self.progress.advance(self.task)
 
     def done(self, *, ran: bool) -> None:

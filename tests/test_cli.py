@@ -362,6 +362,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown solver field": ([*GOOD, "--solver", "diffpir(wait=2)"], "weight: float"),
     "solver not fit": (["a.png", "--operator", "jpeg", "--solver", "diffpir"], "LinearOperator"),
     "unknown prior": ([*GOOD, "--prior", "imagenet"], "Unknown prior 'imagenet'"),
+    "prior folder without a model": ([*GOOD, "--prior", "empty"], "not a diffusers pipeline folder"),
     "sigma negative": ([*GOOD, "--sigma", "-0.1"], "must not be negative"),
     "sigma not a number": ([*GOOD, "--sigma", "low"], "25/255"),
     "sigma in grey levels": ([*GOOD, "--sigma", "25"], "25/255"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import imagecodecs
@@ -130,6 +132,15 @@ def test_exif_and_profile_are_kept(tmp_path: Path) -> None:
         assert page.tags["InterColorProfile"].value == SRGB
         assert page.tags["Make"].value == "A maker"
         assert json.loads(page.description) == {"seed": 3}
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0nothing of use", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"])
+def test_broken_exif_does_not_hide_the_picture(tmp_path: Path, exif: bytes) -> None:
+    Image.fromarray(pixels(3)).save(tmp_path / "in.jpg", exif=exif)
+    picture = load_image(tmp_path / "in.jpg")
+    assert picture.shape == (3, 9, 7)
+    save_picture(tmp_path / "out.png", picture.tensor, picture, {})
+    assert load_image(tmp_path / "out.png").shape == (3, 9, 7)
 
 
 def test_tiff_layout_tags_do_not_travel(tmp_path: Path) -> None:
@@ -283,6 +294,19 @@ def test_unreadable_files(tmp_path: Path, kind: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as error:
         load_image(path, max_pixels=10_000)
     assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(("side", "words"), [(9_000, "guard of 64000000"), (60_000, "more pixels than can be")])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_header_that_promises_too_many_pixels_is_not_believed(
+    tmp_path: Path, side: int, words: str, depth: int
+) -> None:
+    data = bytearray(imagecodecs.png_encode(np.zeros((2, 2), np.uint8 if depth == 8 else np.uint16)))
+    data[16:24] = struct.pack(">II", side, side)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "bomb.png").write_bytes(data)
+    with pytest.raises(ValueError, match=words):
+        load_image(tmp_path / "bomb.png")
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""The package itself: arrows between modules, light import, one copy of every class, complete packaging."""
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Nothing may import from something to its right.
+ORDER = [
+    *("rng", "linalg", "images", "spec", "operators", "schedule", "covariance", "priors", "problem", "times", "figures"),
+    *("result", "solver", "solvers", "solve", "metrics", "api", "record", "choices", "progress", "demo"),
+    *("cli_degrade", "cli_restore", "cli"),
+]
+HEAVY = ("diffusers", "transformers", "accelerate", "lpips", "kornia", "matplotlib", "skimage", "scipy", "typer")
+
+
+def modules():
+    """Every library file with its place in ORDER."""
+    for path in sorted([*ROOT.glob("invsolve/**/*.py"), *ROOT.glob("operators/*.py"), *ROOT.glob("priors/*.py")]):
+        relative = path.relative_to(ROOT)
+        top = relative.parts[0] if relative.parts[0] != "invsolve" else relative.with_suffix("").parts[1]
+        if top != "__init__":
+            yield path, top
+
+
+def imported(path):
+    """Names of the invsolve modules that a file imports at run time (not those under TYPE_CHECKING)."""
+    package = list(path.relative_to(ROOT).parts[:-1])
+    package = package if package[0] == "invsolve" else ["invsolve", *package]
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in skipped:
+            base = package[: len(package) - node.level + 1]
+            target = [*base, *(node.module or "").split(".")] if node.module else base
+            names = [target[1]] if len(target) > 1 else [alias.name for alias in node.names]
+            yield from names
+
+
+def test_imports_point_one_way():
+    place = {name: k for k, name in enumerate(ORDER)}
+    for path, name in modules():
+        assert name in place, f"{path}: add {name} to ORDER"
+        for other in imported(path):
+            if other != name and other != "__version__":
+                assert place[other] < place[name], f"{path} imports {other}"
+
+
+def test_import_is_light():
+    """`import invsolve` loads no heavy package, and costs less than half an `import torch` on top of it."""
+    code = f"import invsolve, sys; print([m for m in {HEAVY} if m in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert output.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["operators", "priors"])
+def test_a_second_copy_cannot_be_loaded(name):
+    """From the repository root `import operators` finds the folder, and must fail rather than load it twice."""
+    run = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode != 0
+    assert "ImportError" in run.stderr
+
+
+def test_packages_and_data_are_listed():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {"invsolve", *("invsolve." + p.name for p in (ROOT / "invsolve").iterdir() if (p / "__init__.py").exists())}
+    assert set(config["packages"]) == folders | {"invsolve.operators", "invsolve.priors"}
+    assert config["package-dir"]["invsolve.operators"] == "operators"
+
+
+def test_bundled_prior_is_installed_with_its_card():
+    import invsolve.priors
+
+    folder = Path(invsolve.priors.__file__).parent / "natural"
+    for name in ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json", "README.md"):
+        assert (folder / name).is_file(), name
+    assert (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size < 25e6
+
+
+def test_no_machine_paths_or_unsafe_loading():
+    for path, _ in modules():
+        text = path.read_text()
+        for forbidden in ("/root/", "/home/", "yaml.load(", "pickle", "trust_remote_code", "manual_seed_all", "np.random."):
+            assert forbidden not in text, f"{path}: {forbidden}"
+
+
+@pytest.mark.skipif(os.environ.get("CI") != "true", reason="builds a wheel: only in CI")
+def test_wheel_is_complete(tmp_path):
+    import zipfile
+
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path, _ in modules():
+        relative = path.relative_to(ROOT)
+        expected = relative if relative.parts[0] == "invsolve" else Path("invsolve") / relative
+        assert expected.as_posix() in names
+    assert "invsolve/priors/natural/unet/diffusion_pytorch_model.safetensors" in names
+    assert "invsolve/py.typed" in names
