@@ -73,6 +73,8 @@ def restore(
         name, fields = parse_spec(operator, OPERATORS, "operator")
         operator = build_operator(name, image_shape_of(name, tuple(data.shape[1:]), **fields), **fields)
     operator = operator.to(device)
+    if operator.data_mask is not None:
+        data = data * operator.data_mask.to(data)  # what a picture holds inside a hole is not a measurement
     solver = build_solver(solver) if isinstance(solver, str | Mapping) else solver
     prior = (load_prior(prior, dtype) if isinstance(prior, str) else prior).to(device)
     if prior.channels == 3 and operator.image_shape[0] == 1:

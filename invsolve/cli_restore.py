@@ -187,8 +187,6 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
         )
     operator = operator_for(plan.operator, fields, shape, options.max_pixels)
     y = picture.tensor[None]
-    if operator.data_mask is not None:
-        y = y * operator.data_mask.to(y)  # what the file holds inside a hole is not a measurement
     noise = estimate_sigma(y) if plan.noise == "auto" else plan.noise
     if options.dry_run:
         return "restored", _describe(source, picture, operator, noise, output)

@@ -6,9 +6,9 @@
     python scripts/compare.py --out results --timing 5                             # seconds per network call only
 
 Needs `pip install invsolve[bench]`, and for LPIPS the AlexNet trunk (scripts/fetch_lpips_trunk.py).  Left in OUT:
-`results.jsonl` with one line per row, `table.md`, contact sheets `TASK.png`, the pictures of every row `TASK/*.png`, and
-`timing.md`.  A row that is in `results.jsonl` for the same prior, pictures and settings is not run again; times are worth
-something only on a quiet machine.
+`results.jsonl` with one line per row, `table.md`, contact sheets `TASK.png`, the pictures of every row `TASK/*.png`, or
+with --timing only `timing.md`.  A row that is in `results.jsonl` for the same prior, pictures and settings is not run
+again; its time is worth something only on a quiet machine.
 
 deepinv works in [0, 1]: its measurement is (y + A(1)) / 2 for a linear operator A, its noise sigma / 2, its denoiser
 one call of our prior; adjoint, pseudo-inverse and proximal step are those of our operator.
@@ -274,14 +274,24 @@ def blur_of(operator: Operator) -> CircularBlur:
     return operator
 
 
-def deepinv_diffpir(setting: Setting, *, weight: float = 7.0, zeta: float = 0.1) -> Outcome:
-    """DiffPIR of deepinv with its defaults; `weight` is its lambda_."""
+def deepinv_diffpir(
+    setting: Setting, *, weight: float = 7.0, zeta: float = 0.1, prox: Literal["closed", "cg"] = "closed"
+) -> Outcome:
+    """DiffPIR of deepinv with its defaults.
+
+    Arguments:
+        setting: the problem, with a linear operator.
+        weight: its lambda_; as its sigma is in [0, 1] and its path in [-1, 1] units, 14 is the 7 of the paper.
+        zeta: share of fresh noise.
+        prox: `closed` is our operator's, as in deepinv's BlurFFT and Downsampling; `cg` the conjugate gradients of its
+            LinearPhysics, whose 50 steps smooth where the data say little.
+    """
     from deepinv.optim.data_fidelity import L2
     from deepinv.sampling import DiffPIR
 
     if not isinstance(setting.problem.operator, LinearOperator):
         raise NotApplicableError("needs a linear operator")
-    physics, denoiser, y = deepinv_setting(setting)
+    physics, denoiser, y = deepinv_setting(setting, closed_prox=prox == "closed")
     sigma = float(setting.problem.std[0]) / 2
     solver = DiffPIR(
         denoiser, L2(), sigma=sigma, max_iter=setting.steps, zeta=zeta, lambda_=weight, device=str(y.device)
@@ -314,7 +324,7 @@ def deepinv_dps(
     return run_deepinv(setting, denoiser, lambda seed: sampler(y, physics, x_init=shape, seed=seed))
 
 
-def deepinv_setting(setting: Setting) -> tuple[Any, Any, Tensor]:
+def deepinv_setting(setting: Setting, closed_prox: bool = True) -> tuple[Any, Any, Tensor]:
     """The physics, denoiser and measurement of this problem for deepinv, in [0, 1]."""
     from deepinv.models import Denoiser
     from deepinv.physics import GaussianNoise as Gaussian
@@ -352,6 +362,8 @@ def deepinv_setting(setting: Setting) -> tuple[Any, Any, Tensor]:
 
         def prox_l2(self, z: Tensor, y: Tensor, gamma: Tensor | float, **_: Any) -> Tensor:
             """argmin_x gamma |A x - y|^2 / 2 + |x - z|^2 / 2."""
+            if not closed_prox:
+                return super().prox_l2(z, y, gamma)
             return linear.prox(z, y, 1 / torch.as_tensor(gamma, dtype=z.dtype, device=z.device))
 
     class Affine(Physics):

@@ -233,7 +233,9 @@ def test_diffpir_equals_a_second_writing(row):
     times = make_times("karras", 6, prior.schedule)
     draws = torch.randn(7, 1, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     a, y, predict, noise, pairs = second_writing(problem, prior, times, draws[1:])
-    z = (float(times[0]) * draws[0]).numpy().ravel()
+    rho = max(weight * sigma**2 * ((1 - float(times[0])) / float(times[0])) ** 2, 1e-5)
+    start = np.linalg.solve(a.T @ a + rho * np.eye(a.shape[1]), a.T @ y)
+    z = (1 - float(times[0])) * start + (float(times[0]) * draws[0]).numpy().ravel()
     for (t, s), n in zip(pairs, noise, strict=True):
         z0, _ = predict(z, t)
         rho = max(weight * sigma**2 * ((1 - float(t)) / float(t)) ** 2, 1e-5)

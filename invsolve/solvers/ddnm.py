@@ -43,7 +43,7 @@ __all__ = ["DDNM"]
 
 @dataclass(frozen=True, kw_only=True)
 class DDNM(Solver[Tensor]):
-    """DDNM+ (DDNM when the measurement has no noise).
+    """Null-space diffusion (DDNM+): the data fix the range of A, the prior fills the null space; noise-aware.
 
     Arguments:
         eta: share of fresh noise in the null space, 0 to 1.

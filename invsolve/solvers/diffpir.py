@@ -1,6 +1,7 @@
 """DiffPIR: denoising diffusion models for plug-and-play image restoration
 (Zhu et al., CVPR workshops 2023, arXiv 2305.08995).
 
+    z_T = alpha_T argmin_x (|A x - y|^2 + rho |x|^2) + sigma_T n
     for t -> s in times:
         z0    = clean endpoint at z_t
         rho   = weight * sigma_y^2 / (sigma_t / alpha_t)^2
@@ -13,7 +14,8 @@
 | weight (lambda) | 1 to 25 by task | 8 | 7 |
 | zeta | 0.1 to 1 by task | 1 | 0.3 |
 | steps | 100 | 100 | 50 |
-| grid | even steps, from noise | even | ratio grid of EDM |
+| start | degraded picture plus noise, or noise | noise | regularised least squares plus noise |
+| grid | even steps | even | ratio grid of EDM |
 | prox | closed form | one gradient step | closed form, or conjugate gradients |
 """
 
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..linalg import expand_to
@@ -38,7 +41,7 @@ MIN_RHO = 1e-5  # keeps the proximal step well posed at the first times, where s
 
 @dataclass(frozen=True, kw_only=True)
 class DiffPIR(Solver[Tensor]):
-    """DiffPIR.
+    """Plug-and-play diffusion: a proximal step on the data inside every denoising step.
 
     Arguments:
         weight: lambda, trust in the prior relative to the data.
@@ -53,15 +56,19 @@ class DiffPIR(Solver[Tensor]):
     zeta: float = 0.3
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
-        shape = prior.latent_shape(problem.operator.image_shape)
-        noise = rng.randn(shape, dtype=problem.y.dtype, device=problem.y.device)
-        return prior.schedule(t)[1] * noise
+        start = problem.linear.prox(torch.zeros_like(problem.linear.adjoint(problem.y)), problem.y, self._rho(t, problem, prior))
+        z0 = prior.encode(start)
+        return prior.at(t, z0, rng.randn_like(z0))
 
     def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         alpha_t, sigma_t = prior.schedule(t)
         z0 = prior.predict(state, t).clean
-        rho = self.weight * (problem.std.clamp_min(MIN_SIGMA) / prior.schedule.ratio(t)).square()
-        z0 = prior.encode(problem.linear.prox(prior.decode(z0), problem.y, rho.clamp_min(MIN_RHO)))
+        z0 = prior.encode(problem.linear.prox(prior.decode(z0), problem.y, self._rho(t, problem, prior)))
         eps = (state - expand_to(alpha_t, z0) * z0) / expand_to(sigma_t, z0)
         noise = self.zeta**0.5 * rng.randn_like(z0) + (1 - self.zeta) ** 0.5 * eps
         return prior.at(s, z0, noise)
+
+    def _rho(self, t: Tensor, problem: Problem, prior: Prior) -> Tensor:
+        """Weight of the proximal step per image (B,)."""
+        std = problem.std.clamp_min(MIN_SIGMA)
+        return (self.weight * (std / prior.schedule.ratio(t)).square()).clamp_min(MIN_RHO)

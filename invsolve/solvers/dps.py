@@ -35,7 +35,7 @@ __all__ = ["DPS"]
 
 @dataclass(frozen=True, kw_only=True)
 class DPS(Solver[Tensor]):
-    """DPS.
+    """Diffusion posterior sampling: ancestral steps guided by the gradient of the misfit through the network.
 
     Arguments:
         step_size: weight of the gradient of the misfit norm |A x - y|.

@@ -43,7 +43,7 @@ DataTerm = Literal["half_sq", "nll", "norm", "pinv_norm", "adjoint_norm"]
 
 @dataclass(frozen=True, kw_only=True)
 class FlowDPS(Solver[Tensor]):
-    """FlowDPS.
+    """Flow-driven posterior sampling: gradient steps on the clean endpoint, partly fresh noise on the other.
 
     Arguments:
         step_size: step of the inner gradient descent.

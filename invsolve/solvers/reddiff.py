@@ -59,7 +59,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class REDDiff(Solver[State]):
-    """RED-diff.
+    """Variational inference with one Adam step per time: fast, sharp, mode-seeking.
 
     Arguments:
         lr: learning rate of Adam.
