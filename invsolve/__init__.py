@@ -10,7 +10,7 @@ from importlib.metadata import version
 from .api import restore
 from .operators import OPERATORS, LinearOperator, Operator, build_operator
 from .priors import PRIORS, Prior, load_prior
-from .problem import GaussianNoise, NoNoise, Noise, PoissonNoise, Problem, simulate
+from .problem import GaussianNoise, Noise, NoNoise, PoissonNoise, Problem, simulate
 from .result import Result, Status
 from .rng import ImageRng
 from .solve import solve

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .images import to_tensor
-from .operators import OPERATORS, Operator, build_operator
+from .operators import OPERATORS, Operator, Shape, build_operator
 from .operators.sizes import image_shape_of
 from .priors import GreyPrior, Prior, load_prior
-from .problem import GaussianNoise, NoNoise, Noise, Problem
+from .problem import GaussianNoise, Noise, NoNoise, Problem
 from .result import Result
 from .solve import Observer, solve
 from .solver import Solver
@@ -33,7 +33,7 @@ def restore(
     *,
     operator: Operator | str | Mapping[str, Any],
     prior: Prior | str = "natural",
-    solver: Solver | str | Mapping[str, Any] = "diffpir",
+    solver: Solver[Any] | str | Mapping[str, Any] = "diffpir",
     sigma: float | str | Noise = 0.0,
     samples: int = 1,
     steps: int | None = None,
@@ -71,7 +71,7 @@ def restore(
     data = to_tensor(y).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     if isinstance(operator, str | Mapping):
         name, fields = parse_spec(operator, OPERATORS, "operator")
-        operator = build_operator(name, image_shape_of(name, tuple(data.shape[1:]), **fields), **fields)
+        operator = build_operator(name, image_shape_of(name, _shape(data), **fields), **fields)
     operator = operator.to(device)
     if operator.data_mask is not None:
         data = data * operator.data_mask.to(data)  # what a picture holds inside a hole is not a measurement
@@ -92,6 +92,12 @@ def restore(
         observers=observers,
     )
     return Result(result.samples.clamp(-1, 1), result.status, result.chi2, result.stats, result.record)
+
+
+def _shape(y: Tensor) -> Shape:
+    """(C, H, W) of a batch of pictures."""
+    _, channels, height, width = y.shape
+    return channels, height, width
 
 
 def make_noise(sigma: float | str | Noise, y: Tensor) -> Noise:

@@ -67,6 +67,8 @@ def cg(
         x = x + expand_to(step, x) * p
         r = r - expand_to(step, r) * mp
         rr_next = torch.where(active, dot(r, r), rr)
-        p = torch.where(expand_to(active, p), r + expand_to(rr_next / rr.clamp_min(torch.finfo(b.dtype).tiny), p) * p, p)
+        p = torch.where(
+            expand_to(active, p), r + expand_to(rr_next / rr.clamp_min(torch.finfo(b.dtype).tiny), p) * p, p
+        )
         rr = rr_next
     return x

@@ -20,12 +20,18 @@ def psnr(x: Tensor, truth: Tensor) -> Tensor:
 
 
 def ssim(x: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity with an 11-tap Gaussian window, averaged over channels (Wang et al., 2004; scikit-image)."""
+    """Structural similarity with an 11-tap Gaussian window, averaged over channels (Wang et al., 2004)."""
     from skimage.metrics import structural_similarity
 
     values = [
         structural_similarity(
-            a.numpy(), b.numpy(), channel_axis=0, data_range=2.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+            a.numpy(),
+            b.numpy(),
+            channel_axis=0,
+            data_range=2.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
         )
         for a, b in zip(x.clamp(-1, 1).double().cpu(), truth.double().cpu(), strict=True)
     ]
@@ -68,6 +74,5 @@ def _lpips_network() -> torch.nn.Module:
         weights = load_file(Path(trunk))
         convolutions = [m for m in network.net.modules() if isinstance(m, torch.nn.Conv2d)]
         for k, convolution in enumerate(convolutions):
-            convolution.weight.data.copy_(weights[f"{k}.weight"])
-            convolution.bias.data.copy_(weights[f"{k}.bias"])
+            convolution.load_state_dict({name: weights[f"{k}.{name}"] for name in ("weight", "bias")})
     return network.eval().requires_grad_(False)

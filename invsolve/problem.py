@@ -97,7 +97,7 @@ class NoNoise(Noise):
 
     tolerance: float = 1 / 255
 
-    def sample(self, clean: Tensor, rng: ImageRng) -> Tensor:
+    def sample(self, clean: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002
         return clean
 
     def std(self, y: Tensor) -> Tensor:

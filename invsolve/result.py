@@ -91,7 +91,9 @@ class Result:
         if folder.exists() and any(folder.iterdir()) and not (folder / "result.json").exists():
             raise FileExistsError(f"{folder} exists and holds other files; choose another folder for the result.")
         with atomic_folder(folder) as work:
-            save_file({"samples": self.samples.cpu().contiguous(), "chi2": self.chi2.cpu()}, work / "result.safetensors")
+            save_file(
+                {"samples": self.samples.cpu().contiguous(), "chi2": self.chi2.cpu()}, work / "result.safetensors"
+            )
             text = {
                 "status": [[status.name for status in row] for row in self.status],
                 "stats": self.stats,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ class Observer(Protocol):
     (B, C, H, W), and costs a decoder call only when it is used.
     """
 
-    def __call__(self, step: int, steps: int, rows: Sequence[tuple[int, int]], estimate: Estimate) -> None: ...
+    def __call__(self, step: int, steps: int, rows: Sequence[tuple[int, int]], estimate: Estimate) -> None:
+        """Step `step` of `steps` of the batch with these rows is done."""
 
 
 class Estimate:
@@ -45,7 +46,7 @@ class Estimate:
 def solve(
     problem: Problem,
     prior: Prior,
-    solver: Solver,
+    solver: Solver[Any],
     times: Tensor | None = None,
     *,
     samples: int = 1,
@@ -83,7 +84,7 @@ def solve(
     if prior.channels not in (None, problem.operator.image_shape[0]):
         raise ValueError(
             f"The prior knows pictures with {prior.channels} channels, the operator's have "
-            f"{problem.operator.image_shape[0]}; convert the picture, or wrap a colour prior in GreyPrior for grey ones."
+            f"{problem.operator.image_shape[0]}; convert the picture, or wrap a colour prior in GreyPrior."
         )
     if samples < 1 or batch_size < 1:
         raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}.")
@@ -109,7 +110,7 @@ def solve(
 def _solve_batch(
     problem: Problem,
     prior: Metered,
-    solver: Solver,
+    solver: Solver[Any],
     times: Tensor,
     seed: int,
     rows: list[tuple[int, int]],

@@ -26,7 +26,7 @@ class Solver(abc.ABC, Generic[State]):
     `prior.schedule` its coefficients, `prior.decode` the picture.  `step` is the paper's box.
     """
 
-    requires: ClassVar[type[Operator]] = Operator  # the capability it needs of an operator
+    requires: ClassVar[type[Operator]] = Operator  # type: ignore[type-abstract] # the capability it needs of an operator
     samples_posterior: ClassVar[bool] = False  # whether its samples are meant to follow p(x | y)
     times: ClassVar[str] = "uniform"  # default time grid, a name of times.TIMES
     steps: ClassVar[int] = 50  # default number of steps

@@ -13,7 +13,7 @@ __all__ = ["TIMES", "flowdps_times", "karras", "make_times", "shifted", "uniform
 
 
 def uniform(n: int, start: float = 1.0) -> Tensor:
-    """n equal steps from `start` to 0."""
+    """N equal steps from `start` to 0."""
     return torch.linspace(start, 0, n + 1, dtype=torch.float64)
 
 

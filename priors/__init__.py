@@ -45,7 +45,7 @@ def natural(dtype: torch.dtype = torch.float32) -> Prior:
     return load_pixel_prior(BUNDLED / "natural", dtype)
 
 
-def gaussian(dtype: torch.dtype = torch.float32) -> Prior:
+def gaussian(_dtype: torch.dtype = torch.float32) -> Prior:
     """A stationary Gaussian prior with the 1/f^2 spectrum of photographs: exact, instant, a Wiener filter's model."""
     return GaussianPrior(PowerLaw())
 
@@ -67,4 +67,6 @@ def load_prior(name: str, dtype: torch.dtype = torch.float32) -> Prior:
         return PRIORS[name](dtype)
     if Path(name).is_dir():
         return load_pixel_prior(name, dtype)
-    raise ValueError(f"Unknown prior {name!r}; choose one of {', '.join(PRIORS)}, or give the folder of a diffusers model.")
+    raise ValueError(
+        f"Unknown prior {name!r}; choose one of {', '.join(PRIORS)}, or give the folder of a diffusers model."
+    )

@@ -60,7 +60,7 @@ class GaussianMixture(Prior):
         return Endpoints((share * clean).sum(dim=1).reshape(z.shape), (share * noise).sum(dim=1).reshape(z.shape))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n pictures (n, C, H, W)."""
+        """N pictures (n, C, H, W)."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         white = torch.randn(n, self.values.shape[1], generator=generator, dtype=self.means.dtype)
         pick = k if len(self.values) > 1 else torch.zeros_like(k)

@@ -33,7 +33,14 @@ class ResidualBlock(nn.Module):
         return x + self.conv_out(F.relu(self.conv_in(x) + self.shift(embedding)[:, :, None, None]))
 
 
-class ResidualUNet(ModelMixin, ConfigMixin):
+def _run(blocks: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+    """A list of residual blocks, one after the other."""
+    for block in blocks.children():
+        h = block(h, embedding)
+    return h
+
+
+class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name config_name, differently
     """v(x_t, t) of a rectified flow on pixels, x_t = (1 - t) x_0 + t eps, in the manner of DRUNet and EDM.
 
     With n^2 = t^2 + d^2 (1 - t)^2, d the standard deviation of the data, and F the U-Net on x_t / n, the clean
@@ -49,14 +56,14 @@ class ResidualUNet(ModelMixin, ConfigMixin):
         embedding: width of the noise-level embedding.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         widths: tuple[int, ...] = (64, 128, 192),
         blocks: tuple[int, ...] = (2, 3, 4),
         channels: int = 3,
         patch: int = 2,
-        data_std: float = 0.5,
+        data_std: float = 0.5,  # noqa: ARG002 - kept in the config
         embedding: int = 64,
     ) -> None:
         super().__init__()
@@ -76,8 +83,8 @@ class ResidualUNet(ModelMixin, ConfigMixin):
             self.decoder.append(nn.ModuleList(ResidualBlock(width, embedding) for _ in range(n)))
         self.middle = nn.ModuleList(ResidualBlock(widths[-1], embedding) for _ in range(blocks[-1]))
         self.conv_out = nn.Conv2d(widths[0], size, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
 
     @property
     def size_multiple(self) -> int:
@@ -91,19 +98,17 @@ class ResidualUNet(ModelMixin, ConfigMixin):
         first = h = self.conv_in(F.pixel_unshuffle(x, self.config["patch"]))
         skips = []
         for blocks, down in zip(self.encoder, self.down, strict=True):
-            for block in blocks:
-                h = block(h, embedding)
+            h = _run(blocks, h, embedding)
             skips.append(h)
             h = down(h)
-        for block in self.middle:
-            h = block(h, embedding)
+        h = _run(self.middle, h, embedding)
         for blocks, up in zip(reversed(self.decoder), reversed(self.up), strict=True):
-            h = up(h) + skips.pop()
-            for block in blocks:
-                h = block(h, embedding)
+            h = _run(blocks, up(h) + skips.pop(), embedding)
         return F.pixel_shuffle(self.conv_out(h + first), self.config["patch"])
 
-    def forward(self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True) -> UNet2DOutput | tuple[Tensor]:
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True
+    ) -> UNet2DOutput | tuple[Tensor]:
         """Velocity eps - x_0 at x_t.
 
         Arguments:

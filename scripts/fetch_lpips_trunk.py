@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
-import pickle  # noqa: S403 - through the restricted unpickler below only
+import pickle
 import subprocess
 import sys
 import tarfile

@@ -61,7 +61,7 @@ class Crops:
         self.cumulative = np.cumsum(weight / weight.sum())
 
     def batch(self, n: int) -> Tensor:
-        """n crops."""
+        """N crops."""
         crops = np.stack([self._crop() for _ in range(n)])
         return torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
 

@@ -12,7 +12,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Nothing may import from something to its right.
 ORDER = [
-    *("rng", "linalg", "images", "spec", "operators", "schedule", "covariance", "priors", "problem", "times", "figures"),
+    *(
+        "rng",
+        "linalg",
+        "images",
+        "spec",
+        "operators",
+        "schedule",
+        "covariance",
+        "priors",
+        "problem",
+        "times",
+        "figures",
+    ),
     *("result", "solver", "solvers", "solve", "metrics", "api", "record", "choices", "progress", "demo"),
     *("cli_degrade", "cli_restore", "cli"),
 ]
@@ -73,7 +85,10 @@ def test_a_second_copy_cannot_be_loaded(name):
 
 def test_packages_and_data_are_listed():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {"invsolve", *("invsolve." + p.name for p in (ROOT / "invsolve").iterdir() if (p / "__init__.py").exists())}
+    folders = {
+        "invsolve",
+        *("invsolve." + p.name for p in (ROOT / "invsolve").iterdir() if (p / "__init__.py").exists()),
+    }
     assert set(config["packages"]) == folders | {"invsolve.operators", "invsolve.priors"}
     assert config["package-dir"]["invsolve.operators"] == "operators"
 
@@ -82,7 +97,12 @@ def test_bundled_prior_is_installed_with_its_card():
     import invsolve.priors
 
     folder = Path(invsolve.priors.__file__).parent / "natural"
-    for name in ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json", "README.md"):
+    for name in (
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
+        "README.md",
+    ):
         assert (folder / name).is_file(), name
     assert (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size < 25e6
 
@@ -90,7 +110,15 @@ def test_bundled_prior_is_installed_with_its_card():
 def test_no_machine_paths_or_unsafe_loading():
     for path, _ in modules():
         text = path.read_text()
-        for forbidden in ("/root/", "/home/", "yaml.load(", "pickle", "trust_remote_code", "manual_seed_all", "np.random."):
+        for forbidden in (
+            "/root/",
+            "/home/",
+            "yaml.load(",
+            "pickle",
+            "trust_remote_code",
+            "manual_seed_all",
+            "np.random.",
+        ):
             assert forbidden not in text, f"{path}: {forbidden}"
 
 

@@ -32,7 +32,12 @@ from invsolve.rng import ImageRng
 
 SHAPE = (3, 4, 5)
 SIZE = math.prod(SHAPE)
-SCHEDULES = {"flow": LinearFlow(), "vp": DiscreteVP(linear_betas()), "sd": DiscreteVP(scaled_linear_betas()), "ve": VE(40.0)}
+SCHEDULES = {
+    "flow": LinearFlow(),
+    "vp": DiscreteVP(linear_betas()),
+    "sd": DiscreteVP(scaled_linear_betas()),
+    "ve": VE(40.0),
+}
 
 
 def spd(size=SIZE, seed=0):
@@ -120,7 +125,8 @@ def test_mixture_predict_against_quadrature():
     prior = GaussianMixture(weights, means, torch.tensor([0.2, 0.5]).double().reshape(2, 1, 1))
     x = torch.linspace(-8, 8, 20001, dtype=torch.float64)
     density = sum(
-        w / v**0.5 * torch.exp(-((x - m) ** 2) / (2 * v)) for w, m, v in zip([0.3, 0.7], [-1.0, 2.0], [0.2, 0.5], strict=True)
+        w / v**0.5 * torch.exp(-((x - m) ** 2) / (2 * v))
+        for w, m, v in zip([0.3, 0.7], [-1.0, 2.0], [0.2, 0.5], strict=True)
     )
     for t, z in ((0.3, 0.5), (0.7, -0.4)):
         posterior = density * torch.exp(-((z - (1 - t) * x) ** 2) / (2 * t**2))
@@ -211,7 +217,10 @@ def test_schedule_time_inverts_ratio(schedule):
 
 
 def test_discrete_vp_equals_diffusers():
-    for name, betas, start, end in (("linear", linear_betas, 1e-4, 0.02), ("scaled_linear", scaled_linear_betas, 0.00085, 0.012)):
+    for name, betas, start, end in (
+        ("linear", linear_betas, 1e-4, 0.02),
+        ("scaled_linear", scaled_linear_betas, 0.00085, 0.012),
+    ):
         reference = DDPMScheduler(1000, beta_start=start, beta_end=end, beta_schedule=name).alphas_cumprod.double()
         alpha, sigma = DiscreteVP(betas())((torch.arange(1000).double() + 1) / 1000)
         torch.testing.assert_close(alpha**2, reference, rtol=1e-4, atol=1e-7)
@@ -254,13 +263,14 @@ def tiny_networks(folder):
     )  # fmt: skip
     ours = ResidualUNet(widths=(8, 12), blocks=(1, 1))
     torch.nn.init.normal_(ours.conv_out.weight, std=0.1)
+    stable = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     kinds = {
         "velocity": (ours, FlowMatchEulerDiscreteScheduler()),
         "unet-velocity": (unet, FlowMatchEulerDiscreteScheduler()),
         "epsilon": (unet, DDPMScheduler()),
         "sample": (unet, DDPMScheduler(prediction_type="sample")),
-        "v_prediction": (unet, DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction")),
-    }  # fmt: skip
+        "v_prediction": (unet, DDPMScheduler(prediction_type="v_prediction", **stable)),
+    }
     for name, (network, scheduler) in kinds.items():
         network.save_pretrained(folder / name / "unet")
         scheduler.save_pretrained(folder / name / "scheduler")
@@ -294,7 +304,7 @@ def test_learned_variance_is_dropped(tmp_path):
 
 
 def test_bad_folders_say_what_is_missing(tmp_path):
-    with pytest.raises(ValueError, match="scheduler_config.json is missing"):
+    with pytest.raises(ValueError, match=r"scheduler_config\.json is missing"):
         load_prior(str(tmp_path))
     with pytest.raises(ValueError, match="Unknown prior 'nature'"):
         load_prior("nature")

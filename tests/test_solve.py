@@ -32,7 +32,9 @@ def test_restore_takes_names_objects_and_every_kind_of_picture(tmp_path):
         torch.testing.assert_close(result.samples, results[0].samples, rtol=0, atol=1e-5)
     operator = build_operator("inpaint-random", (3, 24, 20), fraction=0.5)
     solver, prior = invsolve.build_solver("ddnm"), invsolve.load_prior("gaussian")
-    objects = invsolve.restore(tensor, operator=operator, **{**options, "solver": solver, "prior": prior, "sigma": GaussianNoise(0.1)})
+    objects = invsolve.restore(
+        tensor, operator=operator, **{**options, "solver": solver, "prior": prior, "sigma": GaussianNoise(0.1)}
+    )
     torch.testing.assert_close(objects.samples, results[0].samples, rtol=0, atol=1e-5)
 
 
@@ -63,7 +65,9 @@ def test_samples_and_batches():
 
 
 def test_result_statistics_and_round_trip(tmp_path):
-    result = invsolve.restore(torch.zeros(2, 3, 8, 8), operator="identity", prior="gaussian", sigma=0.5, steps=3, samples=3)
+    result = invsolve.restore(
+        torch.zeros(2, 3, 8, 8), operator="identity", prior="gaussian", sigma=0.5, steps=3, samples=3
+    )
     torch.testing.assert_close(result.mean, result.samples.mean(dim=1))
     torch.testing.assert_close(result.std, result.samples.std(dim=1), rtol=1e-4, atol=1e-6)
     result.save(tmp_path / "out")
@@ -171,4 +175,8 @@ def test_unknown_names_are_sentences():
         with pytest.raises(ValueError, match=message):
             invsolve.restore(y, **{"operator": "identity", "prior": "gaussian", "steps": 2, **change})
     with pytest.raises(ValueError, match="3 channels"):
-        invsolve.solve(Problem(build_operator("identity", (1, 8, 8)), NoNoise(), y[:, :1]), invsolve.load_prior("natural"), invsolve.build_solver("ddnm"))
+        invsolve.solve(
+            Problem(build_operator("identity", (1, 8, 8)), NoNoise(), y[:, :1]),
+            invsolve.load_prior("natural"),
+            invsolve.build_solver("ddnm"),
+        )

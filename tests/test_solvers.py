@@ -1,6 +1,7 @@
 """Solvers over the public table: reproducible, batch-independent, right on closed forms, and equal to their boxes."""
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -190,7 +191,7 @@ def second_writing(problem, prior, times, draws):
     predict = lambda z, t: tuple(  # noqa: E731
         e.numpy().ravel() for e in prior.predict(torch.from_numpy(z).reshape(1, *SHAPE), t)
     )
-    return a, y, predict, [d.numpy().ravel() for d in draws], list(zip(times, times[1:], strict=False))
+    return a, y, predict, [d.numpy().ravel() for d in draws], list(pairwise(times))
 
 
 @pytest.mark.parametrize("row", ["inpaint-random", "downsample", "blur", "downsample-bicubic", "grayscale"])

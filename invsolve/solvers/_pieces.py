@@ -13,7 +13,7 @@ __all__ = ["ancestral_std", "transition"]
 
 
 def ancestral_std(prior: Prior, t: Tensor, s: Tensor, eta: float) -> Tensor:
-    """eta times the standard deviation of p(z_s | z_t, z_0) (DDIM's sigma; Song et al., arXiv 2010.02502, eq. 16).
+    """Eta times the standard deviation of p(z_s | z_t, z_0) (DDIM's sigma; Song et al., arXiv 2010.02502, eq. 16).
 
     Written with the ratios r = sigma/alpha it holds on every path: alpha_s r_s sqrt(1 - (r_s / r_t)^2).
     """
@@ -26,8 +26,12 @@ def transition(prior: Prior, s: Tensor, clean: Tensor, noise: Tensor, fresh_std:
     """alpha_s clean + sqrt(sigma_s^2 - fresh_std^2) noise + fresh_std n with n ~ N(0, I).
 
     Arguments:
-        clean, noise: the two ends (B, *latent_shape).
+        prior: whose schedule gives alpha and sigma.
+        s: the time to go to.
+        clean: E[z_0 | z_t] or what a solver made of it (B, *latent_shape).
+        noise: E[eps | z_t] (B, *latent_shape).
         fresh_std: standard deviation of the fresh noise, at most sigma_s.
+        rng: where the fresh noise comes from.
     """
     alpha_s, sigma_s = prior.schedule(s)
     kept = (sigma_s.square() - fresh_std.square()).clamp_min(0).sqrt()

@@ -8,9 +8,10 @@ With A = U diag(v) V^T and c = alpha_s sigma_y (c = 0 is DDNM):
         z0      = z0 + V diag(lambda_i / v_i) U^T (y - A z0)
         z_s     = alpha_s z0 + V diag(kept_i) V^T eps + V diag(fresh_i) V^T n,  n ~ N(0, I)
 
-        v_i > 0, v_i sigma_s >= c:  lambda = 1,                                     kept = 0, fresh^2 = sigma_s^2 - (c / v_i)^2
-        v_i > 0, v_i sigma_s <  c:  lambda = v_i sigma_s sqrt(1 - eta^2) / c,       kept = 0, fresh = eta sigma_s
-        v_i = 0:                    lambda = 0,           kept = sqrt(1 - eta^2) sigma_s, fresh = eta sigma_s
+        component                  lambda                            kept             fresh
+        v_i > 0, v_i sigma_s >= c  1                                 0                sqrt(sigma_s^2 - (c / v_i)^2)
+        v_i > 0, v_i sigma_s < c   v_i sigma_s sqrt(1 - eta^2) / c   0                eta sigma_s
+        v_i = 0                    0                                 sqrt(1 - eta^2) sigma_s  eta sigma_s
 
 so that the noise of y and the fresh noise together have the level sigma_s of the path.  An operator without a
 spectrum (JPEG, non-circular blur) uses its pseudo-inverse with one lambda = min(1, sigma_s / c) for all components.

@@ -56,7 +56,9 @@ class DiffPIR(Solver[Tensor]):
     zeta: float = 0.3
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
-        start = problem.linear.prox(torch.zeros_like(problem.linear.adjoint(problem.y)), problem.y, self._rho(t, problem, prior))
+        start = problem.linear.prox(
+            torch.zeros_like(problem.linear.adjoint(problem.y)), problem.y, self._rho(t, problem, prior)
+        )
         z0 = prior.encode(start)
         return prior.at(t, z0, rng.randn_like(z0))
 
