@@ -219,7 +219,7 @@ def wiener(problem: Problem) -> Tensor:
     return torch.from_numpy(np.array(sharp)).reshape(problem.y.shape)
 
 
-def tv_deconvolution(problem: Problem, *, weight: float = 0.0005, steps: int = 50) -> Tensor:
+def tv_deconvolution(problem: Problem, *, weight: float = 0.001, steps: int = 50) -> Tensor:
     """Total-variation deconvolution: FISTA with scikit-image's Chambolle denoiser as the proximal step.
 
     Arguments:

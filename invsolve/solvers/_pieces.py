@@ -6,10 +6,14 @@ import torch
 from torch import Tensor
 
 from ..linalg import expand_to
+from ..operators.base import LinearOperator, PinvOperator
 from ..priors.base import Prior
+from ..problem import Problem
 from ..rng import ImageRng
 
-__all__ = ["ancestral_std", "transition"]
+__all__ = ["ancestral_std", "first_guess", "transition"]
+
+SIGNAL_STD = 0.5  # standard deviation of a photograph in [-1, 1] units
 
 
 def ancestral_std(prior: Prior, t: Tensor, s: Tensor, eta: float) -> Tensor:
@@ -37,3 +41,16 @@ def transition(prior: Prior, s: Tensor, clean: Tensor, noise: Tensor, fresh_std:
     kept = (sigma_s.square() - fresh_std.square()).clamp_min(0).sqrt()
     fresh = expand_to(torch.as_tensor(fresh_std), clean) * rng.randn_like(clean)
     return expand_to(alpha_s, clean) * clean + expand_to(kept, noise) * noise + fresh
+
+
+def first_guess(problem: Problem) -> Tensor:
+    """A picture made of the data alone (B, *image_shape): A^+ y, or zero where A has no pseudo-inverse.
+
+    With noise, a linear operator's data are weighed against the spread of photographs, since A^+ would amplify the
+    noise without bound where A keeps little: argmin_x |A x - y|^2 + (sigma / 0.5)^2 |x|^2.
+    """
+    operator, y, std = problem.operator, problem.y, problem.std
+    zero = y.new_zeros(len(y), *operator.image_shape)
+    if isinstance(operator, LinearOperator) and bool((std > 0).all()):
+        return operator.prox(zero, y, (std / SIGNAL_STD).square())
+    return operator.pinv(y) if isinstance(operator, PinvOperator) else zero

@@ -1,7 +1,7 @@
 """RED-diff: a variational perspective on solving inverse problems with diffusion models
 (Mardani, Song, Kautz & Vahdat, ICLR 2024, arXiv 2305.04391).
 
-    mu = A^+ y
+    mu = A^+ y                                              (regularised least squares if y is noisy)
     for t in times:                                         (descending)
         z_t = alpha_t mu + sigma_t n,  n ~ N(0, I)
         eps = noise endpoint at z_t                         (no gradient)
@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 
 from ..linalg import dot, expand_to, grad
-from ..operators.base import PinvOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver
+from ._pieces import first_guess
 
 __all__ = ["REDDiff"]
 
@@ -82,12 +82,7 @@ class REDDiff(Solver[State]):
             raise ValueError(f"Unknown weighting {self.weighting!r}; choose one of {', '.join(WEIGHTINGS)}.")
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
-        operator = problem.operator
-        if isinstance(operator, PinvOperator):
-            mu = prior.encode(operator.pinv(problem.y))
-        else:
-            mu = problem.y.new_zeros(len(problem.y), *prior.latent_shape(operator.image_shape))
-        mu = mu.clone()
+        mu = prior.encode(first_guess(problem)).clone()
         return State(mu, torch.optim.Adam([mu], lr=self.lr, betas=(0.9, 0.99)))
 
     def step(self, state: State, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
