@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .priors.schedule import DiscreteVP, LinearFlow, Schedule, linear_betas
 
-__all__ = ["TIMES", "flowdps_times", "karras", "make_times", "shifted", "uniform", "vp_steps"]
+__all__ = ["TIMES", "flowdps_times", "karras", "make_times", "restoration", "shifted", "uniform", "vp_steps"]
 
 
 def uniform(n: int, start: float = 1.0) -> Tensor:
@@ -40,6 +40,11 @@ def karras(n: int, ratio_max: float = 40.0, ratio_min: float = 0.01, rho: float 
     return torch.cat([ratio / (1 + ratio), ratio.new_zeros(1)])
 
 
+def restoration(n: int) -> Tensor:
+    """EDM's grid from sigma/alpha = 2 to 0.02: the data already say what happens at higher noise."""
+    return karras(n, ratio_max=2.0, ratio_min=0.02)
+
+
 def vp_steps(n: int, total: int = 1000) -> Tensor:
     """DDIM's even steps of a table of `total`: the indices 0, k, …, (n - 1) k with k = total // n, descending, then 0.
 
@@ -55,6 +60,7 @@ TIMES: dict[str, Callable[..., Tensor]] = {
     "shifted": shifted,
     "flowdps": flowdps_times,
     "karras": karras,
+    "restoration": restoration,
     "vp": vp_steps,
 }
 

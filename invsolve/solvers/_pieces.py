@@ -11,7 +11,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 
-__all__ = ["ancestral_std", "first_guess", "transition"]
+__all__ = ["ancestral_std", "first_guess", "noisy_first_guess", "transition"]
 
 SIGNAL_STD = 0.5  # standard deviation of a photograph in [-1, 1] units
 
@@ -54,3 +54,9 @@ def first_guess(problem: Problem) -> Tensor:
     if isinstance(operator, LinearOperator) and bool((std > 0).all()):
         return operator.prox(zero, y, (std / SIGNAL_STD).square())
     return operator.pinv(y) if isinstance(operator, PinvOperator) else zero
+
+
+def noisy_first_guess(t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
+    """The first guess at time t of the path (B, *latent_shape): pure noise where alpha_t = 0."""
+    z0 = prior.encode(first_guess(problem))
+    return prior.at(t, z0, rng.randn_like(z0))

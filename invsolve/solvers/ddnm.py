@@ -37,7 +37,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver
-from ._pieces import transition
+from ._pieces import noisy_first_guess, transition
 
 __all__ = ["DDNM"]
 
@@ -57,9 +57,7 @@ class DDNM(Solver[Tensor]):
     eta: float = 0.85
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
-        shape = prior.latent_shape(problem.operator.image_shape)
-        noise = rng.randn(shape, dtype=problem.y.dtype, device=problem.y.device)
-        return prior.schedule(t)[1] * noise
+        return noisy_first_guess(t, problem, prior, rng)
 
     def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         z0, eps = prior.predict(state, t)

@@ -1,7 +1,7 @@
 """DiffPIR: denoising diffusion models for plug-and-play image restoration
 (Zhu et al., CVPR workshops 2023, arXiv 2305.08995).
 
-    z_T = alpha_T argmin_x (|A x - y|^2 + rho |x|^2) + sigma_T n
+    z_T = alpha_T x_y + sigma_T n                           (x_y: regularised least squares)
     for t -> s in times:
         z0    = clean endpoint at z_t
         rho   = weight * sigma_y^2 / (sigma_t / alpha_t)^2
@@ -11,11 +11,11 @@
 
 | | paper | InverseBench | here |
 |---|---|---|---|
-| weight (lambda) | 1 to 25 by task | 8 | 7 |
-| zeta | 0.1 to 1 by task | 1 | 0.3 |
+| weight (lambda) | 1 to 25 by task | 8 | 2 |
+| zeta | 0.1 to 1 by task | 1 | 1 |
 | steps | 100 | 100 | 50 |
 | start | degraded picture plus noise, or noise | noise | regularised least squares plus noise |
-| grid | even steps | even | ratio grid of EDM |
+| grid | even steps | even | `restoration` |
 | prox | closed form | one gradient step | closed form, or conjugate gradients |
 """
 
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..linalg import expand_to
@@ -32,6 +31,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver
+from ._pieces import noisy_first_guess
 
 __all__ = ["DiffPIR"]
 
@@ -49,28 +49,20 @@ class DiffPIR(Solver[Tensor]):
     """
 
     requires = LinearOperator
-    times = "karras"
+    times = "restoration"
     steps = 50
 
-    weight: float = 7.0
-    zeta: float = 0.3
+    weight: float = 2.0
+    zeta: float = 1.0
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
-        start = problem.linear.prox(
-            torch.zeros_like(problem.linear.adjoint(problem.y)), problem.y, self._rho(t, problem, prior)
-        )
-        z0 = prior.encode(start)
-        return prior.at(t, z0, rng.randn_like(z0))
+        return noisy_first_guess(t, problem, prior, rng)
 
     def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         alpha_t, sigma_t = prior.schedule(t)
         z0 = prior.predict(state, t).clean
-        z0 = prior.encode(problem.linear.prox(prior.decode(z0), problem.y, self._rho(t, problem, prior)))
+        rho = self.weight * (problem.std.clamp_min(MIN_SIGMA) / prior.schedule.ratio(t)).square()
+        z0 = prior.encode(problem.linear.prox(prior.decode(z0), problem.y, rho.clamp_min(MIN_RHO)))
         eps = (state - expand_to(alpha_t, z0) * z0) / expand_to(sigma_t, z0)
         noise = self.zeta**0.5 * rng.randn_like(z0) + (1 - self.zeta) ** 0.5 * eps
         return prior.at(s, z0, noise)
-
-    def _rho(self, t: Tensor, problem: Problem, prior: Prior) -> Tensor:
-        """Weight of the proximal step per image (B,)."""
-        std = problem.std.clamp_min(MIN_SIGMA)
-        return (self.weight * (std / prior.schedule.ratio(t)).square()).clamp_min(MIN_RHO)

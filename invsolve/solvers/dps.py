@@ -28,7 +28,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver
-from ._pieces import ancestral_std, transition
+from ._pieces import ancestral_std, noisy_first_guess, transition
 
 __all__ = ["DPS"]
 
@@ -52,9 +52,7 @@ class DPS(Solver[Tensor]):
     clip: bool = False
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
-        shape = prior.latent_shape(problem.operator.image_shape)
-        noise = rng.randn(shape, dtype=problem.y.dtype, device=problem.y.device)
-        return prior.schedule(t)[1] * noise
+        return noisy_first_guess(t, problem, prior, rng)
 
     def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         with torch.enable_grad():

@@ -35,6 +35,7 @@ from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver
+from ._pieces import noisy_first_guess
 
 __all__ = ["FlowDPS"]
 
@@ -60,9 +61,7 @@ class FlowDPS(Solver[Tensor]):
     data_term: DataTerm = "half_sq"
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
-        shape = prior.latent_shape(problem.operator.image_shape)
-        noise = rng.randn(shape, dtype=problem.y.dtype, device=problem.y.device)
-        return prior.schedule(t)[1] * noise
+        return noisy_first_guess(t, problem, prior, rng)
 
     def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         flow_t, flow_s = (LinearFlow().time(prior.schedule.ratio(u)) for u in (t, s))
