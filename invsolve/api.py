@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
+import os
+import warnings
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .images import to_tensor
-from .operators import OPERATORS, Operator, Shape, build_operator
+from .images import load_image, to_tensor
+from .operators import OPERATORS, LinearOperator, Operator, Shape, build_operator
+from .operators.base import check_shape
 from .operators.sizes import image_shape_of
 from .priors import GreyPrior, Prior, load_prior
 from .problem import GaussianNoise, Noise, NoNoise, Problem
 from .result import Result
+from .rng import derive_seed
 from .solve import Observer, solve
 from .solver import Solver
 from .solvers import build_solver
@@ -25,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-__all__ = ["estimate_sigma", "restore"]
+__all__ = ["default_solver", "estimate_sigma", "make_noises", "restore", "sigma_of", "with_file_tables"]
 
 
 def restore(
@@ -33,12 +41,12 @@ def restore(
     *,
     operator: Operator | str | Mapping[str, Any],
     prior: Prior | str = "natural",
-    solver: Solver[Any] | str | Mapping[str, Any] = "diffpir",
+    solver: Solver[Any] | str | Mapping[str, Any] | None = None,
     sigma: float | str | Noise = 0.0,
     samples: int = 1,
     steps: int | None = None,
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     batch_size: int = 8,
     observers: Sequence[Observer] = (),
@@ -48,75 +56,157 @@ def restore(
     Arguments:
         y: the measurement: a path, a PIL image, an integer array (H, W[, C]), or a float tensor or array in [-1, 1]
             with shape (C, H, W) or (B, C, H, W).
-        operator: A, or its name with fields such as "blur(sigma=2)"; see `invsolve list operators`.
+        operator: A, or its name with fields such as "blur(sigma=2)"; see `invsolve list operators`.  "jpeg" without
+            a quality reads it from y if that is the path of a JPEG file.
         prior: a prior, the name of one, or the folder of a diffusers model.
-        solver: a solver, or its name with fields such as "flowdps(step_size=10)".
-        sigma: standard deviation of Gaussian noise in units of the [-1, 1] picture (0: none), "auto" to estimate it,
-            or a Noise object.
+        solver: a solver, or its name with fields such as "flowdps(step_size=10)"; see `default_solver` for None.
+        sigma: standard deviation of Gaussian noise in units of the [-1, 1] picture (0: none), "auto" to estimate it
+            for each picture, or a Noise object.
         samples: posterior samples per measurement.
         steps: number of time steps; the solver's default if not given.
         seed: the same seed gives the same pictures.
-        device: where to compute.
+        device: where to compute; by default where the prior or the operator is, if one was given, else the CPU.
         dtype: of the network, for example torch.bfloat16; the solver's state is float32, or float64 if this is.
         batch_size: most pictures that go through the network at once.
         observers: called after every step.
 
     Returns:
-        Result: samples (B, S, C, H, W) in [-1, 1], their mean and std, a status for each, statistics.
+        Result: samples (B, S, C, H, W) in [-1, 1], their mean and std, a status for each, statistics, and the
+            record of what was asked.
 
     Raises:
         ValueError: an unknown name or field, a shape or value that does not fit; the message says what to do.
         TypeError: the operator lacks what the solver needs.
     """
-    data = to_tensor(y).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    device = _device_of(prior, operator) if device is None else torch.device(device)
+    path = Path(y) if isinstance(y, str | os.PathLike) else None
+    picture = None if path is None else load_image(path)
+    data = to_tensor(y if picture is None else picture.tensor)
+    data = data.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
     if isinstance(operator, str | Mapping):
         name, fields = parse_spec(operator, OPERATORS, "operator")
+        if path is not None and picture is not None:
+            fields = with_file_tables(name, fields, path, picture.format)
         operator = build_operator(name, image_shape_of(name, _shape(data), **fields), **fields)
     operator = operator.to(device)
+    kind = type(operator).__name__
+    check_shape(kind, "a measurement", data, operator.data_shape, "build the operator for that picture size")
+    noises = make_noises(sigma, operator, data)
     if operator.data_mask is not None:
         data = data * operator.data_mask.to(data)  # what a picture holds inside a hole is not a measurement
+    solver = default_solver(operator) if solver is None else solver
     solver = build_solver(solver) if isinstance(solver, str | Mapping) else solver
+    prior_name = Path(prior).name if isinstance(prior, str) else type(prior).__name__
     prior = (load_prior(prior, dtype) if isinstance(prior, str) else prior).to(device)
     if prior.channels == 3 and operator.image_shape[0] == 1:
         prior = GreyPrior(prior)
-    noise = make_noise(sigma, data)
     grid = make_times(solver.times, solver.steps if steps is None else steps, prior.schedule)
-    result = solve(
-        Problem(operator, noise, data),
-        prior,
-        solver,
-        grid,
-        samples=samples,
-        seed=seed,
-        batch_size=batch_size,
-        observers=observers,
+    results = [
+        solve(
+            Problem(operator, noise, rows),
+            prior,
+            solver,
+            grid,
+            samples=samples,
+            seed=seed if k == 0 else derive_seed(seed, k),
+            batch_size=batch_size,
+            observers=observers,
+        )
+        for k, (noise, rows) in enumerate(zip(noises, data.chunk(len(noises)), strict=True))
+    ]
+    sigmas = [sigma_of(noise) for noise in noises]
+    record = {
+        "operator": operator.spec or kind,
+        "solver": {"name": type(solver).__name__, **vars(solver)},
+        "prior": prior_name,
+        "sigma": sigmas[0] if len(sigmas) == 1 else sigmas,
+        "seed": seed,
+        "steps": len(grid) - 1,
+        "samples": samples,
+        "software": {"invsolve": version("invsolve"), "torch": torch.__version__},
+    }
+    return _joined(results, json.loads(json.dumps(record, default=str)))
+
+
+def default_solver(operator: Operator) -> str:
+    """The solver that is taken where none is named: DiffPIR if the operator is linear, else DDNM with fresh noise."""
+    return "diffpir" if isinstance(operator, LinearOperator) else "ddnm(eta=1.0)"
+
+
+def with_file_tables(name: str, fields: dict[str, Any], path: Path, file_format: str) -> dict[str, Any]:
+    """The fields of an operator; for `jpeg` without a quality on a JPEG file, the file itself says how it was made."""
+    if name == "jpeg" and file_format == "JPEG" and not fields.keys() & {"quality", "tables_from"}:
+        return fields | {"tables_from": str(path)}
+    return fields
+
+
+def make_noises(sigma: float | str | Noise, operator: Operator, y: Tensor) -> list[Noise]:
+    """The noise model that a `sigma` argument stands for: one for all of y, or with "auto" one for each picture.
+
+    Raises:
+        ValueError: not a noise level, or "auto" where the operator hides a part of the picture.
+    """
+    if isinstance(sigma, Noise):
+        return [sigma]
+    if sigma != "auto":
+        return [_gaussian(sigma)]
+    if operator.data_mask is not None and not operator.data_mask.all():
+        raise ValueError("The noise of a picture with hidden pixels cannot be estimated; give sigma as a number.")
+    return [_gaussian(estimate_sigma(row)) for row in y.split(1)]
+
+
+def sigma_of(noise: Noise) -> float | str:
+    """The noise level for a record: a number, or the text of another noise model."""
+    if isinstance(noise, NoNoise):
+        return 0.0
+    return noise.sigma if isinstance(noise, GaussianNoise) else str(noise)
+
+
+def estimate_sigma(y: Tensor) -> float:
+    """Standard deviation of white Gaussian noise in pictures (B, C, H, W), in their own units (scikit-image).
+
+    It is the mean over channels and pictures; those without any detail count as free of noise.
+    """
+    from skimage.restoration import estimate_sigma as estimate
+
+    planes = y.detach().cpu().double().flatten(0, 1).numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's, of the median of no detail at all
+        sigmas = [float(estimate(plane)) for plane in planes]
+    return sum(0.0 if math.isnan(sigma) else sigma for sigma in sigmas) / len(sigmas)
+
+
+def _gaussian(sigma: float | str) -> Noise:
+    if isinstance(sigma, str):
+        raise ValueError(f'sigma must be a number in [-1, 1] units or "auto", got {sigma!r}.')
+    if not math.isfinite(sigma):
+        raise ValueError(f"sigma must be a finite number in [-1, 1] units, got {sigma}.")
+    if sigma < 0:
+        raise ValueError(f"sigma must not be negative, got {sigma}; use 0 for a noiseless measurement.")
+    return GaussianNoise(float(sigma)) if sigma > 0 else NoNoise()
+
+
+def _joined(results: Sequence[Result], record: dict[str, Any]) -> Result:
+    """Results of different measurements as one; seconds add up, the other statistics are means per sample."""
+    stats = {name: sum(result.stats[name] for result in results) / len(results) for name in results[0].stats}
+    stats["seconds"] = sum(result.stats["seconds"] for result in results)
+    return Result(
+        torch.cat([result.samples for result in results]).clamp(-1, 1),
+        tuple(itertools.chain.from_iterable(result.status for result in results)),
+        torch.cat([result.chi2 for result in results]),
+        stats,
+        results[0].record | record,
     )
-    return Result(result.samples.clamp(-1, 1), result.status, result.chi2, result.stats, result.record)
+
+
+def _device_of(*given: object) -> torch.device:
+    """The device of the first of these that is a module with tensors, else the CPU."""
+    modules = [module for module in given if isinstance(module, nn.Module)]
+    tensors = itertools.chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _shape(y: Tensor) -> Shape:
     """(C, H, W) of a batch of pictures."""
     _, channels, height, width = y.shape
     return channels, height, width
-
-
-def make_noise(sigma: float | str | Noise, y: Tensor) -> Noise:
-    """The noise model that a `sigma` argument stands for."""
-    if isinstance(sigma, Noise):
-        return sigma
-    if sigma == "auto":
-        sigma = estimate_sigma(y)
-    elif isinstance(sigma, str):
-        raise ValueError(f'sigma must be a number in [-1, 1] units or "auto", got {sigma!r}.')
-    if sigma < 0:
-        raise ValueError(f"sigma must not be negative, got {sigma}; use 0 for a noiseless measurement.")
-    return GaussianNoise(float(sigma)) if sigma > 0 else NoNoise()
-
-
-def estimate_sigma(y: Tensor) -> float:
-    """Standard deviation of white Gaussian noise in pictures (B, C, H, W), in their own units (scikit-image)."""
-    import numpy as np
-    from skimage.restoration import estimate_sigma as estimate
-
-    pictures = y.detach().cpu().double().numpy()
-    return float(np.mean([estimate(picture, channel_axis=0, average_sigmas=True) for picture in pictures]))

@@ -1,4 +1,4 @@
-"""What the options of the command line stand for: operator, noise model, mask, device."""
+"""What the options of the command line stand for (operator, noise model, mask, device), and its error sentences."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 
 from .images import load_image, load_mask
 from .operators import OPERATORS, Inpaint, Operator, Shape, build_operator
@@ -20,10 +21,12 @@ __all__ = [
     "choose_operator",
     "fields_for",
     "find_device",
+    "is_expected",
     "is_file",
     "operator_for",
     "parse_noise",
     "public_fields",
+    "sentence",
 ]
 
 NOISES: dict[str, Callable[..., Noise]] = {"gaussian": GaussianNoise, "poisson": PoissonNoise, "none": NoNoise}
@@ -33,6 +36,36 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+EXPECTED = (  # what a user can bring about
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    MemoryError,
+    torch.OutOfMemoryError,
+    Image.DecompressionBombError,
+)
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether a user can bring this about, so that it becomes a sentence; anything else is a bug."""
+    return isinstance(error, EXPECTED) or _out_of_memory(error)
+
+
+def sentence(error: Exception) -> str:
+    """One line for the user."""
+    if _out_of_memory(error):
+        return "The device ran out of memory; lower --batch-size, or restore a smaller picture."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    return " ".join(str(error).split())
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Torch has an error of its own for accelerators only."""
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def choose_operator(spec: str | None, mask: Path | None, kernel: Path | None) -> tuple[str, dict[str, Any]]:
@@ -122,13 +155,15 @@ def public_fields(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the accelerator if there is one.
+    """The device of that name; "auto" is CUDA if there is one, else the CPU.
 
     Raises:
         ValueError: it is not available.
     """
     if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] == "mps":
+        raise ValueError("The device mps has no float64 numbers, which the tables of operators need; use cpu.")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

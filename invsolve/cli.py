@@ -6,6 +6,7 @@ Whatever goes wrong for a reason the user can change ends as one sentence and ex
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,14 +16,14 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from . import __version__
-from .choices import DTYPES, NOISES
+from .choices import DTYPES, NOISES, is_expected, sentence
 from .cli_degrade import degrade_files
-from .cli_restore import EXPECTED, Options, restore_files, sentence
+from .cli_restore import Options, restore_files
 from .images import MAX_PIXELS
 from .operators import OPERATORS
 from .priors import BUNDLED, PRIORS
 from .progress import StepBar
-from .solvers import SOLVERS, build_solver
+from .solvers import SOLVERS
 from .spec import spec_fields
 
 __all__ = ["app", "main"]
@@ -43,7 +44,9 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except EXPECTED as error:
+        except Exception as error:
+            if not is_expected(error):
+                raise
             _console(stderr=True).print(f"Error: {sentence(error)}")
             raise typer.Exit(2) from None
 
@@ -84,12 +87,17 @@ def restore_command(
         ),
     ] = None,
     noise: NoiseOption = None,
-    solver: Annotated[str, typer.Option(help="NAME or 'NAME(field=value, ...)'.")] = "diffpir",
+    solver: Annotated[
+        str | None,
+        typer.Option(
+            help="NAME or 'NAME(field=value, ...)'.  Default: diffpir for a linear operator, else ddnm(eta=1.0)."
+        ),
+    ] = None,
     prior: Annotated[str, typer.Option(help="A name, or the folder of a diffusers model.")] = "natural",
     samples: Annotated[int, typer.Option(help="Posterior samples; several also give their mean and spread.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Time steps; by default those of the solver.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, or another device of torch.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or another device of torch.")] = "auto",
     dtype: Annotated[str, typer.Option(help=f"Of the network: {', '.join(DTYPES)}.")] = "float32",
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder, or a file for one picture.")] = Path(
         "restored"
@@ -144,7 +152,7 @@ def degrade_command(
     max_pixels: PixelsOption = MAX_PIXELS,
 ) -> None:
     """Simulate measurements of clean pictures, and say how to restore them."""
-    degrade_files(
+    failed = degrade_files(
         inputs,
         out,
         operator=operator,
@@ -156,27 +164,31 @@ def degrade_command(
         bit_depth=bit_depth,
         max_pixels=max_pixels,
         console=_console(),
+        errors=_console(stderr=True),
     )
+    if failed:
+        raise typer.Exit(2)
 
 
 @app.command("demo")
 def demo_command(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the pictures.")] = Path("demo"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the pictures.")] = Path("invsolve-demo"),
     prior: Annotated[str, typer.Option(help="A name, or the folder of a diffusers model.")] = "natural",
     samples: Annotated[int, typer.Option(min=1, help="Posterior samples per task.")] = 4,
     seed: Annotated[int, typer.Option(help="Of the measurements and the samples.")] = 0,
 ) -> None:
     """Degrade a photograph in several ways, restore it, and show how well."""
-    from .demo import TASKS, DemoRow, run_demo  # draws figures: matplotlib is slow to load
+    from .demo import BATCH_SIZE, HEADER, TASKS, DemoRow, run_demo  # draws figures: matplotlib is slow to load
 
     console = _console()
-    bar = StepBar([build_solver(task.solver).steps for task in TASKS], console, _console(stderr=True))
+    bar = StepBar([math.ceil(samples / BATCH_SIZE)] * len(TASKS), console, _console(stderr=True))
 
     def report(row: DemoRow) -> None:
         bar.done(ran=True)
-        console.print(f"{row.task:26} {row.solver:8} PSNR {row.psnr:5.2f} dB  SSIM {row.ssim:.3f}  {row.seconds:.0f} s")
+        console.print(str(row))
 
     with bar:
+        console.print(HEADER)
         run_demo(out, prior=prior, samples=samples, seed=seed, observers=[bar], report=report)
     console.print(f"The pictures are in {out}.")
 

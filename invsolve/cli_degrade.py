@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from . import __version__
-from .choices import choose_operator, fields_for, operator_for, parse_noise, public_fields
+from .api import default_solver
+from .choices import choose_operator, fields_for, is_expected, operator_for, parse_noise, public_fields, sentence
 from .images import at_bit_depth, load_image, save_picture, save_png
-from .problem import GaussianNoise, NoNoise, simulate
-from .record import check_writable, expand_inputs, plan_outputs, write_record
+from .problem import GaussianNoise, Noise, NoNoise, simulate
+from .record import Source, check_writable, expand_inputs, plan_outputs, write_record
 from .rng import ImageRng, derive_seed
 from .spec import format_spec
 
 __all__ = ["degrade_files"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is the same for every picture of a run."""
+
+    operator: str
+    fields: dict[str, Any]
+    noise: Noise
+    noise_options: list[str]  # the words that tell `invsolve restore` of the noise
+    seed: int
+    bit_depth: int | None
+    max_pixels: int
 
 
 def degrade_files(
@@ -33,11 +49,14 @@ def degrade_files(
     bit_depth: int | None,
     max_pixels: int,
     console: Console,
-) -> None:
+    errors: Console,
+) -> int:
     """Write a simulated measurement of every input, with a record that names the command to restore it.
 
+    Returns how many inputs failed, each with its sentence on `errors`.
+
     Raises:
-        ValueError, TypeError, OSError: an option or a file that cannot be used.
+        ValueError, TypeError, OSError: an option or a path that makes the whole run impossible; nothing was written.
     """
     name, fields = choose_operator(operator, mask, kernel)
     model = parse_noise(sigma, noise)
@@ -50,34 +69,56 @@ def degrade_files(
     sources = expand_inputs(inputs, out)
     outputs = plan_outputs(sources, out, [".json", "_mask.png"])
     check_writable(outputs[0].parent)
+    plan = Plan(
+        operator=name,
+        fields=fields,
+        noise=model,
+        noise_options=["--noise", noise] if noise else ["--sigma", sigma or "0"],
+        seed=seed,
+        bit_depth=bit_depth,
+        max_pixels=max_pixels,
+    )
+    failed = 0
     for source, output in zip(sources, outputs, strict=True):
-        picture = load_image(source.path, max_pixels)
-        like = picture if bit_depth is None else at_bit_depth(picture, bit_depth)
-        fields_here = fields_for(name, fields, source)
-        built = operator_for(name, fields_here, picture.shape, max_pixels)
-        y = simulate(built, model, picture.tensor[None], ImageRng([derive_seed(seed, picture.sha256)]))[0]
-        if y.ndim != 3 or len(y) not in (1, 3):
-            raise ValueError(f"The data of {name} has shape {tuple(y.shape)} and is not a picture; use the Python API.")
-        clipped = (y.abs() > 1).float().mean().item()
-        command = ["invsolve", "restore", output.name]
-        if built.data_mask is None:
-            command += ["--operator", format_spec(name, public_fields(fields_here))]
-        else:
-            mask_path = output.with_name(f"{output.stem}_mask.png")
-            save_png(1 - 2 * built.data_mask.expand(1, *y.shape[1:]), mask_path)  # white = hole
-            command += ["--mask", mask_path.name]
-        command += ["--noise", noise] if noise else ["--sigma", sigma or "0"]
-        record = {
-            "restore_with": shlex.join(command),
-            "software": {"invsolve": __version__, "torch": torch.__version__},
-            "input": source.name.as_posix(),
-            "sha256": {"input": picture.sha256},
-            "operator": format_spec(name, public_fields(fields_here)),
-            "noise": str(model),
-            "seed": seed,
-            "clipped": clipped,
-        }
-        save_picture(output, y, like, {"software": f"invsolve {__version__}", "content": "simulated measurement"})
-        write_record(output.with_name(f"{output.stem}.json"), record)
-        note = f" ({100 * clipped:.1f} % of the values were clipped to the range of a picture)" if clipped else ""
-        console.print(f"degraded {source.name} -> {output}{note}")
+        try:
+            console.print(_degrade_one(plan, source, output))
+        except Exception as error:
+            if not is_expected(error):
+                raise
+            failed += 1
+            errors.print(f"Error: {sentence(error)}")
+    return failed
+
+
+def _degrade_one(plan: Plan, source: Source, output: Path) -> str:
+    """Write the measurement of one picture and its record; returns what to tell."""
+    picture = load_image(source.path, plan.max_pixels)
+    like = picture if plan.bit_depth is None else at_bit_depth(picture, plan.bit_depth)
+    name, fields = plan.operator, fields_for(plan.operator, plan.fields, source)
+    built = operator_for(name, fields, picture.shape, plan.max_pixels)
+    y = simulate(built, plan.noise, picture.tensor[None], ImageRng([derive_seed(plan.seed, picture.sha256)]))[0]
+    if y.ndim != 3 or len(y) not in (1, 3):
+        raise ValueError(f"The data of {name} has shape {tuple(y.shape)} and is not a picture; use the Python API.")
+    clipped = (y.abs() > 1).float().mean().item()
+    command = ["invsolve", "restore", output.name]
+    if built.data_mask is None:
+        command += ["--operator", format_spec(name, public_fields(fields))]
+    else:
+        mask_path = output.with_name(f"{output.stem}_mask.png")
+        save_png(1 - 2 * built.data_mask.expand(1, *y.shape[1:]), mask_path)  # white = hole
+        command += ["--mask", mask_path.name]
+    command += [*plan.noise_options, "--solver", default_solver(built)]
+    record = {
+        "restore_with": shlex.join(command),
+        "software": {"invsolve": __version__, "torch": torch.__version__},
+        "input": source.name.as_posix(),
+        "sha256": {"input": picture.sha256},
+        "operator": format_spec(name, public_fields(fields)),
+        "noise": str(plan.noise),
+        "seed": plan.seed,
+        "clipped": clipped,
+    }
+    save_picture(output, y, like, {"software": f"invsolve {__version__}", "content": "simulated measurement"})
+    write_record(output.with_name(f"{output.stem}.json"), record)
+    note = f" ({100 * clipped:.1f} % of the values were clipped to the range of a picture)" if clipped else ""
+    return f"degraded {source.name} -> {output}{note}"

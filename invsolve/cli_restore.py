@@ -13,16 +13,18 @@ import torch
 from rich.console import Console
 
 from . import __version__
-from .api import estimate_sigma, restore
+from .api import default_solver, make_noises, restore, sigma_of, with_file_tables
 from .choices import (
     DTYPES,
     choose_operator,
     fields_for,
     find_device,
+    is_expected,
     is_file,
     operator_for,
     parse_noise,
     public_fields,
+    sentence,
 )
 from .images import Picture, load_image, save_picture
 from .operators import Operator
@@ -35,20 +37,17 @@ from .record import (
     Source,
     check_writable,
     expand_inputs,
-    folder_fingerprint,
     is_done,
     plan_outputs,
+    prior_sha256,
     run_key,
     write_record,
 )
 from .result import Result, Status, json_number, spread_picture
-from .solver import Solver
 from .solvers import build_solver
 from .spec import format_spec
 
-__all__ = ["EXPECTED", "Options", "restore_files", "sentence"]
-
-EXPECTED = (ValueError, TypeError, OSError, ImportError, torch.OutOfMemoryError)  # what a user can bring about
+__all__ = ["Options", "restore_files"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class Options:
     kernel: Path | None
     sigma: str | None
     noise: str | None
-    solver: str
+    solver: str | None
     prior: str
     samples: int
     steps: int | None
@@ -82,8 +81,8 @@ class Plan:
     operator: str
     fields: dict[str, Any]
     noise: Noise | float | Literal["auto"]
-    solver: Solver[Any]
     prior: Prior
+    prior_sha256: str | None
     device: torch.device
 
 
@@ -100,14 +99,15 @@ def restore_files(inputs: Sequence[str], out: Path, options: Options, console: C
         endings += [_sample_ending(s, options.samples) for s in range(options.samples)] + ["_std.png"]
     outputs = plan_outputs(sources, out, endings)
     check_writable(outputs[0].parent)
-    steps = plan.solver.steps if options.steps is None else options.steps
-    bar = StepBar([steps * math.ceil(options.samples / options.batch_size)] * len(sources), console, errors)
+    bar = StepBar([math.ceil(options.samples / options.batch_size)] * len(sources), console, errors)
     counts = {"restored": 0, "skipped": 0, "failed": 0}
     with bar:
         for source, output in zip(sources, outputs, strict=True):
             try:
                 outcome, text = _restore_one(plan, source, output, bar)
-            except EXPECTED as error:
+            except Exception as error:
+                if not is_expected(error):
+                    raise
                 outcome, text = "failed", ""
                 errors.print(f"Error: {sentence(error)}")
             counts[outcome] += 1
@@ -126,19 +126,22 @@ def make_plan(options: Options) -> Plan:
         ValueError: an unknown name, field or value, or options that contradict each other.
     """
     operator, fields = choose_operator(options.operator, options.mask, options.kernel)
-    for kind, count in {"samples": options.samples, "steps": options.steps, "batch-size": options.batch_size}.items():
-        if count is not None and count < 1:
+    for kind, count in {"samples": options.samples, "batch-size": options.batch_size}.items():
+        if count < 1:
             raise ValueError(f"--{kind} must be at least 1, got {count}.")
+    if options.steps is not None and not 1 <= options.steps <= 1000:
+        raise ValueError(f"--steps must be 1 to 1000, got {options.steps}.")
     if options.dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {options.dtype!r}; choose one of {', '.join(DTYPES)}.")
     device = find_device(options.device)
-    solver = build_solver(options.solver)
+    if options.solver is not None:
+        build_solver(options.solver)
     noise = parse_noise(options.sigma, options.noise)
     settings = Settings(
         operator=format_spec(operator, public_fields(fields)),
         sigma=options.sigma or "0",
         noise=options.noise,
-        solver=options.solver,
+        solver=options.solver or "",  # without one it depends on the operator
         prior=Path(options.prior).name,
         samples=options.samples,
         steps=options.steps,
@@ -147,16 +150,7 @@ def make_plan(options: Options) -> Plan:
         dtype=options.dtype,
     )
     prior = load_prior(options.prior, DTYPES[options.dtype])
-    return Plan(options, settings, operator, fields, noise, solver, prior, device)
-
-
-def sentence(error: BaseException) -> str:
-    """One line for the user."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "The device ran out of memory; lower --batch-size, or restore a smaller picture."
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
-    return " ".join(str(error).split())
+    return Plan(options, settings, operator, fields, noise, prior, prior_sha256(options.prior), device)
 
 
 # --- one picture ------------------------------------------------------------------------------------------------------
@@ -167,18 +161,12 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
     options = plan.options
     picture = load_image(source.path, options.max_pixels)
     fields = fields_for(plan.operator, plan.fields, source)
-    if plan.operator == "jpeg" and picture.format == "JPEG" and not fields.keys() & {"quality", "tables_from"}:
-        fields = fields | {"tables_from": str(source.path)}  # the file itself says how it was compressed
+    fields = with_file_tables(plan.operator, fields, source.path, picture.format)
     named = {key: Path(value) for key, value in fields.items() if is_file(value)}
     files = {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in named.items()}
     files["input"] = picture.sha256
-    if Path(options.prior).is_dir():
-        files["prior"] = folder_fingerprint(Path(options.prior))
-    settings = replace(plan.settings, operator=format_spec(plan.operator, public_fields(fields)))
-    key = run_key(settings, files, __version__)
-    if not (options.overwrite or options.dry_run) and is_done(output.with_name(f"{output.stem}.json"), key):
-        return "skipped", f"skipped {source.name}: done already"
-
+    if plan.prior_sha256 is not None:
+        files["prior"] = plan.prior_sha256
     shape = image_shape_of(plan.operator, picture.shape, **fields)
     if shape[1] * shape[2] > options.max_pixels:
         raise ValueError(
@@ -186,15 +174,24 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
             "raise it with --max-pixels."
         )
     operator = operator_for(plan.operator, fields, shape, options.max_pixels)
+    settings = replace(
+        plan.settings,
+        operator=format_spec(plan.operator, public_fields(fields)),
+        solver=options.solver or default_solver(operator),
+    )
+    key = run_key(settings, files, __version__)
+    if not (options.overwrite or options.dry_run) and is_done(output.with_name(f"{output.stem}.json"), key):
+        return "skipped", f"skipped {source.name}: done already"
+
     y = picture.tensor[None]
-    noise = estimate_sigma(y) if plan.noise == "auto" else plan.noise
+    (noise,) = make_noises(plan.noise, operator, y)
     if options.dry_run:
         return "restored", _describe(source, picture, operator, noise, output)
     result = restore(
         y,
         operator=operator,
         prior=plan.prior,
-        solver=plan.solver,
+        solver=settings.solver,
         sigma=noise,
         samples=options.samples,
         steps=options.steps,
@@ -208,12 +205,12 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
         raise ValueError(f"{source.path}: {Status.nonfinite.value}")
     about = {
         "key": key,
-        "command": settings.command(source.name.name),
+        "command": settings.command(source.name.name, options.max_pixels),
         "software": {"invsolve": __version__, "torch": torch.__version__},
         "input": {"name": source.name.as_posix(), "format": picture.format, "bit_depth": picture.bit_depth},
         "sha256": files,
         "settings": vars(settings),
-        "sigma": noise if isinstance(noise, float) else str(noise),
+        "sigma": sigma_of(noise),
     }
     _save(result, output, picture, about)
     return "restored", f"restored {source.name} -> {output}"
@@ -263,10 +260,10 @@ def _sample_ending(s: int, samples: int) -> str:
     return f"_sample{s + 1:0{max(2, len(str(samples)))}d}.png"
 
 
-def _describe(source: Source, picture: Picture, operator: Operator, noise: Noise | float, output: Path) -> str:
+def _describe(source: Source, picture: Picture, operator: Operator, noise: Noise, output: Path) -> str:
     channels, height, width = picture.shape
     kind = f"{width} x {height}, {'grey' if channels == 1 else 'RGB'}, {picture.bit_depth} bit"
     if operator.data_mask is not None:
         kind += f", {100 * (1 - operator.data_mask.float().mean().item()):.1f} % hidden"
     shape = operator.image_shape
-    return f"would restore {source.name} ({kind}) to {shape[2]} x {shape[1]}, noise {noise} -> {output}"
+    return f"would restore {source.name} ({kind}) to {shape[2]} x {shape[1]}, noise {sigma_of(noise)} -> {output}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .api import default_solver
 from .images import atomic_folder, save_png
 from .metrics import psnr, ssim
 from .operators import OPERATORS, build_operator
@@ -20,32 +21,34 @@ from .solve import Observer, solve
 from .solvers import build_solver
 from .spec import parse_spec
 
-__all__ = ["TASKS", "DemoRow", "Task", "demo_photo", "run_demo"]
+__all__ = ["HEADER", "TASKS", "DemoRow", "Task", "demo_photo", "run_demo"]
 
 SIZE = 256
+BATCH_SIZE = 8
+COLUMNS = "{:26} {:14} {:>8} {:>6} {:>6} {:>13} {:>8}"
+HEADER = COLUMNS.format("task", "solver", "PSNR/dB", "SSIM", "chi^2", "network calls", "seconds")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One line of the demo: what was done to the photograph and how it is undone."""
+    """One line of the demo: what was done to the photograph; it is undone by the default solver."""
 
     title: str
     operator: str
     sigma: float  # of Gaussian noise in [-1, 1] units; 0 for none
-    solver: str
 
 
 TASKS = (
-    Task("super-resolution x4", "downsample(factor=4)", 0.02, "diffpir"),
-    Task("Gaussian deblurring", "blur(sigma=2)", 0.02, "diffpir"),
-    Task("inpainting, 70 % missing", "inpaint-random(fraction=0.7)", 0.02, "diffpir"),
-    Task("JPEG quality 10", "jpeg(quality=10)", 0.0, "ddnm"),
+    Task("super-resolution x4", "downsample(factor=4)", 0.02),
+    Task("Gaussian deblurring", "blur(sigma=2)", 0.02),
+    Task("inpainting, 70 % missing", "inpaint-random(fraction=0.7)", 0.02),
+    Task("JPEG quality 10", "jpeg(quality=10)", 0.0),
 )
 
 
 @dataclass(frozen=True)
 class DemoRow:
-    """Numbers of one task; PSNR in dB and SSIM are those of the posterior mean."""
+    """Numbers of one task; PSNR in dB and SSIM are those of the posterior mean, chi^2 is None without noise."""
 
     task: str
     solver: str
@@ -55,6 +58,12 @@ class DemoRow:
     chi2: float | None
     network_calls: float
     seconds: float
+
+    def __str__(self) -> str:
+        """A line of the table under HEADER."""
+        chi2 = "–" if self.chi2 is None else f"{self.chi2:.2f}"
+        numbers = f"{self.psnr:.2f}", f"{self.ssim:.3f}", chi2, f"{self.network_calls:.0f}", f"{self.seconds:.0f}"
+        return COLUMNS.format(self.task, self.solver, *numbers)
 
 
 def demo_photo() -> Tensor:
@@ -71,7 +80,7 @@ def run_demo(
     folder: str | Path,
     *,
     prior: Prior | str = "natural",
-    tasks: Sequence[Task] = TASKS,
+    tasks: Sequence[Task] | None = None,
     samples: int = 4,
     seed: int = 0,
     observers: Sequence[Observer] = (),
@@ -83,7 +92,7 @@ def run_demo(
         folder: written at once at the end; per task a measurement, a restoration (one sample), the posterior mean,
             the standard deviation and a before/after figure; `table.json` holds the numbers.
         prior: prior or its name.
-        tasks: what to run.
+        tasks: what to run; TASKS by default.
         samples: posterior samples per task.
         seed: of the measurements and the samples.
         observers: for progress bars, see `solve`.
@@ -94,13 +103,21 @@ def run_demo(
     rows = []
     with atomic_folder(Path(folder)) as work:
         save_png(truth[0], work / "photo.png")
-        for k, task in enumerate(tasks, start=1):
+        for k, task in enumerate(TASKS if tasks is None else tasks, start=1):
             name, fields = parse_spec(task.operator, OPERATORS, "operator")
             operator = build_operator(name, (3, SIZE, SIZE), **fields)
             noise = GaussianNoise(task.sigma) if task.sigma else NoNoise()
             y = simulate(operator, noise, truth, ImageRng([seed]))
-            solver = build_solver(task.solver)
-            result = solve(Problem(operator, noise, y), prior, solver, samples=samples, seed=seed, observers=observers)
+            solver = default_solver(operator)
+            result = solve(
+                Problem(operator, noise, y),
+                prior,
+                build_solver(solver),
+                samples=samples,
+                seed=seed,
+                batch_size=BATCH_SIZE,
+                observers=observers,
+            )
             if any(status is not Status.ok for status in result.status[0]):
                 raise ValueError(f"{task.title}: {Status.nonfinite.value}")
             prefix = f"{k}-{name}"
@@ -111,7 +128,7 @@ def run_demo(
             result.plot(y, truth).savefig(work / f"{prefix}-figure.png", dpi=100)
             row = DemoRow(
                 task=task.title,
-                solver=task.solver,
+                solver=solver,
                 psnr=float(psnr(result.mean, truth)),
                 ssim=float(ssim(result.mean, truth)),
                 psnr_sample=float(psnr(result.images, truth)),

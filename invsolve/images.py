@@ -47,6 +47,7 @@ MAX_PIXELS = 64_000_000  # 8000 x 8000: more than any prior here restores, far l
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")  # Pillow tries no other decoder
 ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825
+MANIFEST = ".invsolve-files"  # in a folder written by `atomic_folder`: the names of what was written
 DESCRIPTIVE_TAGS = (270, 271, 272, 305, 306, 315, 33432)  # description, make, model, software, date, artist, copyright
 
 
@@ -89,18 +90,19 @@ def to_tensor(y: Tensor | np.ndarray | Image.Image | str | os.PathLike[str]) -> 
 
     Arguments:
         y: a path; a PIL image (its alpha is left out); a uint8, uint16 or bool array (H, W), (H, W, 1) or (H, W, 3),
-            black = 0; or a float tensor or array (C, H, W) or (B, C, H, W) which is in [-1, 1] already and is not
-            rescaled.
+            black = 0; a uint8 tensor (H, W), (C, H, W) or (B, C, H, W); or a float tensor or array of such a shape,
+            which is in [-1, 1] already and is not rescaled.  PIL images are turned upright by their EXIF orientation.
 
     Raises:
-        ValueError: another shape, or NaN or infinite values.
+        ValueError: another shape, values far outside [-1, 1], or NaN or infinite values.
         TypeError: another type.
     """
     if isinstance(y, str | os.PathLike):
         return load_image(y).tensor[None]
     if isinstance(y, Image.Image):
         try:
-            return _from_integers(_split_alpha(_expand(y, []))[0])[None]
+            upright = _upright(_expand(y, []), _exif(y, [])[1])
+            return _from_integers(_split_alpha(upright)[0])[None]
         except _RefusedError as error:
             raise ValueError(f"The picture {error}") from None
     if isinstance(y, np.ndarray) and y.dtype in (np.bool_, np.uint8, np.uint16):
@@ -112,18 +114,32 @@ def to_tensor(y: Tensor | np.ndarray | Image.Image | str | os.PathLike[str]) -> 
         return _from_integers(y)[None]
     if isinstance(y, np.ndarray) and np.issubdtype(y.dtype, np.floating):
         y = torch.from_numpy(np.ascontiguousarray(y))
-    if not (isinstance(y, Tensor) and y.is_floating_point()):
+    if not (isinstance(y, Tensor) and (y.is_floating_point() or y.dtype == torch.uint8)):
         what = f"{type(y).__name__} of {y.dtype}" if isinstance(y, Tensor | np.ndarray) else type(y).__name__
         raise TypeError(
-            f"A picture must be a path, a PIL image, a uint8, uint16 or bool array (H, W[, C]), or a float tensor or "
-            f"array (C, H, W) or (B, C, H, W) in [-1, 1], got {what}."
+            f"A picture must be a path, a PIL image, a uint8, uint16 or bool array (H, W[, C]), a uint8 tensor, or a "
+            f"float tensor or array (C, H, W) or (B, C, H, W) in [-1, 1], got {what}."
         )
-    if y.ndim not in (3, 4) or 0 in y.shape:
-        raise ValueError(f"A float picture must have shape (C, H, W) or (B, C, H, W), got {tuple(y.shape)}.")
+    if y.ndim not in (2, 3, 4) or 0 in y.shape:
+        raise ValueError(
+            f"A tensor or float picture must have shape (H, W), (C, H, W) or (B, C, H, W), got {tuple(y.shape)}."
+        )
+    if y.ndim > 2 and y.shape[-1] in (1, 3) and y.shape[-3] not in (1, 3):
+        raise ValueError(
+            f"The picture {tuple(y.shape)} looks like one with its channels last; a tensor or float picture must have "
+            "shape (C, H, W) or (B, C, H, W), so move the channels first."
+        )
+    if y.dtype == torch.uint8:
+        y = 2 * (y.float() / 255) - 1
     if not y.isfinite().all():
         count = int((~y.isfinite()).sum())
         raise ValueError(f"The picture has {count} non-finite values (NaN or inf); replace or mask them first.")
-    return y if y.ndim == 4 else y[None]
+    if y.abs().max() > 8:
+        raise ValueError(
+            f"The picture has values from {y.min().item():.4g} to {y.max().item():.4g}, which looks like 0 to 255; "
+            "pass uint8, or scale it to [-1, 1]."
+        )
+    return y.reshape(-1, *y.shape[-3:]) if y.ndim > 2 else y[None, None]
 
 
 def _from_integers(values: np.ndarray) -> Tensor:
@@ -450,19 +466,55 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A new folder to write into; at the end it takes the place of `path`, and on an error it is removed."""
-    path = Path(path)
+    """A new folder to write into; at the end it takes the place of `path`, and on an error it is removed.
+
+    A list of what was written stays in the folder, so that a later run replaces its own files and nothing else.
+
+    Raises:
+        FileExistsError: `path` is a file, or a folder that holds what no earlier run wrote; it is left as it is.
+    """
+    path = Path(path).resolve()
+    _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     work, old = _beside(path), _beside(path, "old")
     work.mkdir()
     try:
         yield work
+        (work / MANIFEST).write_text(json.dumps(_entries(work), indent=2) + "\n")
+        _check_replaceable(path)  # somebody may have put a file there in the meantime
         if path.exists():
             path.replace(old)
-        work.replace(path)
+        try:
+            work.replace(path)
+        except BaseException:
+            if old.exists():
+                old.replace(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _entries(folder: Path) -> list[str]:
+    """What a folder holds, at any depth, without the list itself."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p != folder / MANIFEST)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse a target that is a file, or a folder with anything that its own list does not name."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise FileExistsError(f"{path} is a file; choose another name for the folder.")
+    try:
+        own = set(json.loads((path / MANIFEST).read_text()))
+    except (OSError, ValueError, TypeError):  # no list, or not one of ours
+        own = set()
+    foreign = [name for name in _entries(path) if name not in own]
+    if foreign:
+        raise FileExistsError(
+            f"{path} exists and holds {foreign[0]}, which invsolve did not write there; choose another folder."
+        )
 
 
 def _beside(path: Path, what: str = "tmp") -> Path:

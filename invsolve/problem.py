@@ -12,6 +12,8 @@ from torch import Tensor
 from .operators.base import LinearOperator, Operator, check_shape
 from .rng import ImageRng
 
+MIN_RATE = 0.1  # photons; the likelihood is continued as a straight line below
+
 __all__ = ["GaussianNoise", "NoNoise", "Noise", "PoissonNoise", "Problem", "simulate"]
 
 
@@ -23,8 +25,17 @@ class Noise(abc.ABC):
         """A noisy measurement of the noiseless data (B, *data_shape)."""
 
     @abc.abstractmethod
-    def std(self, y: Tensor) -> Tensor:
-        """Standard deviation per image (B,), in units of the [-1, 1] data; the root mean square where it varies."""
+    def std(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Standard deviation per image (B,), in units of the [-1, 1] data; the root mean square where it varies.
+
+        Arguments:
+            y: measurements (B, *data_shape).
+            mask: 1 where an entry was measured, broadcasting over y; None if all were.
+        """
+
+    def level(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """How closely the data are to be held, per image (B,): the standard deviation, where there is noise."""
+        return self.std(y, mask)
 
     @abc.abstractmethod
     def nll(self, y: Tensor, prediction: Tensor) -> Tensor:
@@ -52,7 +63,7 @@ class GaussianNoise(Noise):
     def sample(self, clean: Tensor, rng: ImageRng) -> Tensor:
         return clean + self.sigma * rng.randn_like(clean)
 
-    def std(self, y: Tensor) -> Tensor:
+    def std(self, y: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         return y.new_full((len(y),), self.sigma)
 
     def nll(self, y: Tensor, prediction: Tensor) -> Tensor:
@@ -65,6 +76,8 @@ class PoissonNoise(Noise):
 
     Arguments:
         peak: expected count where the picture is white (+1).
+
+    Solvers that need one noise level take its root mean square; FlowDPS with data_term="nll" uses the exact likelihood.
     """
 
     peak: float
@@ -76,14 +89,18 @@ class PoissonNoise(Noise):
     def sample(self, clean: Tensor, rng: ImageRng) -> Tensor:
         return 2 * rng.poisson(self.peak * ((clean + 1) / 2).clamp_min(0)) / self.peak - 1
 
-    def std(self, y: Tensor) -> Tensor:
-        mean_count = (self.peak * (y + 1) / 2).clamp_min(0).flatten(1).mean(dim=1)
+    def std(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        weight = torch.ones_like(y) if mask is None else mask.to(y).expand_as(y)
+        counts = weight * (self.peak * (y + 1) / 2).clamp_min(0)
+        mean_count = counts.flatten(1).sum(dim=1) / weight.flatten(1).sum(dim=1)
         return 2 * mean_count.clamp_min(0.25).sqrt() / self.peak
 
     def nll(self, y: Tensor, prediction: Tensor) -> Tensor:
         counts = self.peak * (y + 1) / 2
-        rate = (self.peak * (prediction + 1) / 2).clamp_min(1e-3)  # keeps the logarithm and its slope finite
-        return rate - counts * rate.log()
+        rate = self.peak * (prediction + 1) / 2
+        floor = rate.clamp_min(MIN_RATE)
+        below = (1 - counts / MIN_RATE) * (rate - floor)  # the tangent at the floor goes on: a force back to light
+        return floor - counts * floor.log() + below
 
 
 @dataclass(frozen=True)
@@ -100,8 +117,11 @@ class NoNoise(Noise):
     def sample(self, clean: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002
         return clean
 
-    def std(self, y: Tensor) -> Tensor:
+    def std(self, y: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         return y.new_zeros(len(y))
+
+    def level(self, y: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        return y.new_full((len(y),), self.tolerance)
 
     def nll(self, y: Tensor, prediction: Tensor) -> Tensor:
         return (y - prediction).square() / (2 * self.tolerance**2)
@@ -137,7 +157,12 @@ class Problem:
     @property
     def std(self) -> Tensor:
         """Standard deviation of the noise per image (B,); zero without noise."""
-        return self.noise.std(self.y)
+        return self.noise.std(self.y, self.operator.data_mask)
+
+    @property
+    def level(self) -> Tensor:
+        """How closely the data are to be held per image (B,): the noise, or the tolerance of noiseless data."""
+        return self.noise.level(self.y, self.operator.data_mask)
 
     @property
     def n_data(self) -> float:

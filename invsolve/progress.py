@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from .solve import Estimate
 
@@ -13,20 +13,19 @@ __all__ = ["StepBar"]
 
 
 class StepBar:
-    """A bar over the steps of all pictures; an Observer.  It shows on a terminal only, and on standard error.
+    """A bar over the batches of all pictures; an Observer.  It shows on a terminal only, and on standard error.
 
     Arguments:
-        pictures: the number of steps of each picture.
+        pictures: how many batches of samples each picture takes.
         output: where other lines are printed; on the same terminal, they go above the bar.
         errors: where the bar is.
     """
 
     def __init__(self, pictures: Sequence[int], output: Console, errors: Console) -> None:
-        self.ahead, self.finished = list(pictures), 0
+        self.ahead, self.finished, self.batch = list(pictures), 0, 0
         self.progress = Progress(
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps,"),
+            TaskProgressColumn(),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=errors,
@@ -43,18 +42,19 @@ class StepBar:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def __call__(  # an Observer that needs only to know that it is called
+    def __call__(
         self,
-        step: int,  # noqa: ARG002
-        steps: int,  # noqa: ARG002
+        step: int,
+        steps: int,
         rows: Sequence[tuple[int, int]],  # noqa: ARG002
         estimate: Estimate,  # noqa: ARG002
     ) -> None:
-        """Count one step."""
-        self.progress.advance(self.task)
+        """Count one step of a batch; its first one says that another batch has begun."""
+        self.batch += step == 1
+        self.progress.update(self.task, completed=self.finished + self.batch - 1 + step / steps)
 
     def done(self, *, ran: bool) -> None:
-        """A picture is over; one that did not run takes its steps with it, so that the time left stays true."""
-        steps = self.ahead.pop(0)
-        self.finished += steps if ran else 0
+        """A picture is over; one that did not run takes its batches with it, so that the time left stays true."""
+        batches, self.batch = self.ahead.pop(0), 0
+        self.finished += batches if ran else 0
         self.progress.update(self.task, completed=self.finished, total=self.finished + sum(self.ahead))

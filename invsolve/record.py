@@ -12,16 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from .images import SUFFIXES, atomic_write
+from .images import MAX_PIXELS, SUFFIXES, atomic_write
+from .priors import BUNDLED, PRIORS
 
 __all__ = [
     "Settings",
     "Source",
     "check_writable",
     "expand_inputs",
-    "folder_fingerprint",
     "is_done",
     "plan_outputs",
+    "prior_sha256",
     "run_key",
     "write_record",
 ]
@@ -55,11 +56,13 @@ class Settings:
     device: str
     dtype: str
 
-    def command(self, name: str) -> str:
+    def command(self, name: str, max_pixels: int = MAX_PIXELS) -> str:
         """The command that repeats the run on one picture, typed in the folder that holds its files."""
         options = {key: value for key, value in asdict(self).items() if value is not None}
         if self.noise is not None:
             del options["sigma"]  # it is the noise that counts
+        if max_pixels != MAX_PIXELS:
+            options["max-pixels"] = max_pixels
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
         return shlex.join(["invsolve", "restore", name, *words])
 
@@ -156,14 +159,20 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"Cannot write to {folder}: no permission in {existing}.")
 
 
-def folder_fingerprint(folder: Path) -> str:
-    """A hash of the names and sizes of the files of a model's folder; their gigabytes are not read."""
-    names = sorted((p.relative_to(folder).as_posix(), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+def prior_sha256(name: str) -> str | None:
+    """A hash of the weights and configurations of a prior that has them, bundled or in a folder of its own."""
+    folder = BUNDLED / name if name in PRIORS else Path(name)
+    if not folder.is_dir():
+        return None
+    hashes = {}
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json")):
+        with path.open("rb") as file:
+            hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def run_key(settings: Settings, files: Mapping[str, str], version: str) -> str:
-    """A hash of all that decides the pictures: settings, version, and the contents of input, mask and kernel."""
+    """A hash of all that decides the pictures: settings, version, and what input, mask, kernel and prior hold."""
     text = json.dumps({"settings": asdict(settings), "files": dict(files), "version": version}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -63,7 +63,7 @@ class Result:
     def mean(self) -> Tensor:
         """Posterior mean estimate (B, C, H, W): the mean of the samples that ended well, NaN if none did."""
         good = self._good()
-        weight = good / good.sum(dim=1, keepdim=True)
+        weight = good.to(self.samples.dtype) / good.sum(dim=1, keepdim=True)
         return torch.where(_image(good), self.samples, 0).mul(_image(weight)).sum(dim=1)
 
     @property
@@ -100,13 +100,14 @@ class Result:
                 "record": self.record,
             }
             (work / "result.json").write_text(json.dumps(text, indent=2) + "\n")
+            mean, std = self.mean, self.std
             for b, row in enumerate(self.status):
                 for s, status in enumerate(row):
                     if status is Status.ok:
                         save_png(self.samples[b, s], work / f"{b:04d}_sample{s:02d}.png")
                 if any(status is Status.ok for status in row):
-                    save_png(self.mean[b], work / f"{b:04d}_mean.png")
-                    save_png(spread_picture(self.std[b]), work / f"{b:04d}_std.png")
+                    save_png(mean[b], work / f"{b:04d}_mean.png")
+                    save_png(spread_picture(std[b]), work / f"{b:04d}_std.png")
         return folder
 
     @classmethod

@@ -17,7 +17,7 @@ from .rng import ImageRng, derive_seed
 from .solver import Solver
 from .times import make_times
 
-__all__ = ["Observer", "solve"]
+__all__ = ["Estimate", "Observer", "solve"]
 
 
 class Observer(Protocol):
@@ -98,12 +98,13 @@ def solve(
         _solve_batch(problem, metered, solver, times, seed, rows[k : k + batch_size], observers)
         for k in range(0, len(rows), batch_size)
     ]
-    x = torch.cat([part for part, _ in parts])
-    chi2 = torch.cat([part for _, part in parts]).reshape(-1, samples)
-    finite = x.flatten(1).isfinite().all(dim=1).reshape(-1, samples)
+    x, chi2, finite = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+    chi2 = chi2.reshape(-1, samples)
+    status = tuple(
+        tuple(Status.ok if good else Status.nonfinite for good in row) for row in finite.reshape(-1, samples).tolist()
+    )
     stats = {"steps": float(len(times) - 1), "seconds": time.perf_counter() - start}
     stats |= {name: count / len(rows) for name, count in metered.counts.items()}
-    status = tuple(tuple(Status.ok if good else Status.nonfinite for good in row) for row in finite.tolist())
     return Result(x.reshape(-1, samples, *x.shape[1:]), status, chi2, stats)
 
 
@@ -115,19 +116,21 @@ def _solve_batch(
     seed: int,
     rows: list[tuple[int, int]],
     observers: Sequence[Observer],
-) -> tuple[Tensor, Tensor]:
-    """The final pictures (B, C, H, W) of one batch of rows, with their chi^2 (B,)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The final pictures (B, C, H, W) of one batch of rows, their chi^2 (B,) and whether they stayed finite (B,)."""
     y = problem.y
     problem = problem.rows(torch.tensor([b for b, _ in rows], device=y.device))
     rng = ImageRng(derive_seed(seed, b, s) for b, s in rows)
     times = times.to(y.device, y.dtype)
     state = solver.init(times[0], problem, prior, rng)
+    finite = torch.ones(len(rows), dtype=torch.bool, device=y.device)
     for k, (t, s) in enumerate(pairwise(times), start=1):
         state = solver.step(state, t, s, problem, prior, rng)
         z = solver.estimate(state)
         for observe in observers:
             observe(k, len(times) - 1, rows, Estimate(prior.prior, z))
-        if not z.flatten(1).isfinite().all(dim=1).any():
+        finite &= z.flatten(1).isfinite().all(dim=1)  # here, since a decoder may saturate and hide it
+        if not finite.any():
             break  # nothing left to save in this batch
     x = prior.decode(solver.estimate(state))
-    return x, problem.chi2(x)
+    return x, problem.chi2(x), finite & x.flatten(1).isfinite().all(dim=1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from .priors.base import Prior
 from .problem import Problem
 from .rng import ImageRng
 
-__all__ = ["Solver"]
+__all__ = ["Solver", "check_range"]
 
 State = TypeVar("State")
 
@@ -43,3 +44,12 @@ class Solver(abc.ABC, Generic[State]):
         """The latent to decode (B, *latent_shape)."""
         assert isinstance(state, Tensor)
         return state
+
+
+def check_range(solver: Solver[Any], low: float, high: float, *names: str) -> None:
+    """Refuse hyperparameters outside [low, high], or not finite, with one sentence."""
+    for name in names:
+        value = getattr(solver, name)
+        if not low <= value <= high:
+            bound = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
+            raise ValueError(f"{type(solver).__name__}: {name} must be {bound}, got {value!r}.")

@@ -46,14 +46,16 @@ def restoration(n: int) -> Tensor:
 
 
 def vp_steps(n: int, total: int = 1000) -> Tensor:
-    """DDIM's even steps of a table of `total`: the indices 0, k, …, (n - 1) k with k = total // n, descending, then 0.
+    """DDIM's even steps of a table of `total`: the indices 0, k, …, (n - 1) k with k = total / n, descending, then 0.
 
     Given as flow times of equal sigma/alpha; the betas are the linear ones of DDPM.
     """
     schedule = DiscreteVP(linear_betas(total))
-    index = (torch.arange(n) * (total // n)).flip(0)
+    index = (torch.arange(n) * total // n).flip(0)
     return torch.cat([LinearFlow().time(schedule.ratio((index + 1).double() / total)), torch.zeros(1).double()])
 
+
+END = 0.999  # of the largest ratio, for the second time of a grid whose first is pure noise
 
 TIMES: dict[str, Callable[..., Tensor]] = {
     "uniform": uniform,
@@ -71,5 +73,8 @@ def make_times(name: str, n: int, schedule: Schedule) -> Tensor:
         raise ValueError(f"Unknown time grid {name!r}; choose one of {', '.join(TIMES)}.")
     if not 1 <= n <= 1000:
         raise ValueError(f"steps must be 1 to 1000, got {n}.")
-    times = TIMES[name](n)
-    return schedule.time(LinearFlow().ratio(times)).clamp(0, 1)
+    ratio = LinearFlow().ratio(TIMES[name](n))
+    largest, first = schedule.ratio(torch.ones((), dtype=torch.float64)), ratio[ratio.isfinite()].max()
+    if first >= largest:  # a path that ends at a lower noise level is walked from its end
+        ratio = ratio * (largest / first) * (1.0 if ratio[0].isfinite() else END)
+    return schedule.time(ratio).clamp(0, 1)

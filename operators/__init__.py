@@ -7,6 +7,7 @@ from .identity import Identity
 from .inpaint import Inpaint
 from .jpeg import JPEG
 from .resize import Separable
+from .sizes import image_shape_of
 from .spectral import SpectralOperator
 from .table import OPERATORS, build_operator, operator_fields
 
@@ -27,5 +28,6 @@ __all__ = [
     "Shape",
     "SpectralOperator",
     "build_operator",
+    "image_shape_of",
     "operator_fields",
 ]

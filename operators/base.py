@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -53,9 +54,9 @@ class Operator(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Tensor: ...
 
-    @property
+    @cached_property
     def data_shape(self) -> tuple[int, ...]:
-        """Shape of one measurement, without the batch axis."""
+        """Shape of one measurement, without the batch axis; found once, from a picture of zeros."""
         device = next((buffer.device for buffer in self.buffers()), None)
         with torch.no_grad():
             return tuple(self.forward(torch.zeros(1, *self.image_shape, device=device)).shape[1:])

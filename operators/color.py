@@ -12,7 +12,7 @@ from ..linalg import expand_to
 from .base import Shape
 from .spectral import SpectralOperator
 
-__all__ = ["Grayscale", "Weights"]
+__all__ = ["Grayscale", "Weights", "coloured_shape"]
 
 Weights = Literal["mean", "luma"]
 
@@ -62,3 +62,15 @@ class Grayscale(SpectralOperator):
 
     def _power(self, x: Tensor) -> Tensor:
         return self.weight.square().sum().to(x.dtype)
+
+
+def coloured_shape(data_shape: Shape, *, weights: Weights) -> Shape:  # noqa: ARG001  rules take every field
+    """The colour picture behind a grey one.
+
+    Raises:
+        ValueError: if the data is not grey.
+    """
+    channels, height, width = data_shape
+    if channels != 1:
+        raise ValueError(f"grayscale expects a grey picture (1 channel), got {channels}; save it as grey.")
+    return 3, height, width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cached_property
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
@@ -18,6 +19,9 @@ Subsampling = Literal["4:4:4", "4:2:0"]
 
 # Kornia scales its tables by 200 - 2 quality per cent from 50 up, so that this quality leaves ours as they are.
 _UNSCALED_QUALITY = 50.0
+
+_ORIENTATION = 0x0112  # EXIF tag
+_LARGEST_SIDE = 65500  # of libjpeg, in pixels
 
 
 class JPEG(PinvOperator):
@@ -48,12 +52,21 @@ class JPEG(PinvOperator):
         super().__init__(image_shape)
         if self.image_shape[0] not in (1, 3):
             raise ValueError(f"JPEG takes pictures of 1 or 3 channels, got image_shape {self.image_shape}.")
+        if max(self.image_shape) > _LARGEST_SIDE:
+            raise ValueError(
+                f"JPEG takes pictures of at most {_LARGEST_SIDE} pixels a side, got image_shape {self.image_shape}; "
+                f"cut it into tiles."
+            )
         if tables.shape != (2, 8, 8) or tables.min() < 1 or tables.max() > 255:
             raise ValueError(f"JPEG expects tables (2, 8, 8) with values 1 to 255, got {tuple(tables.shape)}.")
         if subsampling not in get_args(Subsampling):
             raise ValueError(f"subsampling is one of {', '.join(get_args(Subsampling))}, got {subsampling!r}.")
         self.subsampling: Subsampling = subsampling
         self.register_buffer("tables", tables.to(torch.float64))
+
+    @cached_property
+    def data_shape(self) -> tuple[int, ...]:
+        return self.image_shape
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.stack([self._compress(picture) for picture in _to_bytes(x)]).to(x) / 127.5 - 1
@@ -93,7 +106,8 @@ class JPEG(PinvOperator):
         tables = self.tables.to("cpu", torch.int64).flatten(1).tolist()[: 1 if grey else 2]
         file = io.BytesIO()
         Image.fromarray(pixels.numpy()).save(file, "JPEG", qtables=tables, subsampling=self.subsampling)
-        with Image.open(file) as decoded:
+        file.seek(0)
+        with JpegImagePlugin.JpegImageFile(file) as decoded:  # Image.open would doubt a large picture
             values = torch.from_numpy(np.array(decoded))
         return values[None] if grey else values.permute(2, 0, 1)
 
@@ -133,28 +147,54 @@ def quality_tables(quality: int) -> Tensor:
 
 
 def read_tables(path: str) -> tuple[Tensor, Subsampling]:
-    """The quantisation steps (2, 8, 8) and the subsampling with which a JPEG file was written.
+    """The quantisation steps (2, 8, 8) and the subsampling with which a JPEG file was written, as seen upright.
 
-    The table of a grey file stands for both; its subsampling, which it does not have, is given as 4:4:4.
+    The table of a grey file stands for both; its subsampling, which it does not have, is given as 4:4:4.  A file whose
+    EXIF orientation lays it on its side has its tables transposed, as its picture is.
 
     Raises:
-        ValueError: if it is not a JPEG file, or one whose colours are subsampled in another way.
+        ValueError: if it is not a JPEG file, its colours are subsampled in another way, or its blocks do not begin at
+            the upper left corner of the upright picture.
     """
     try:
         with Image.open(path) as picture:
             if not isinstance(picture, JpegImagePlugin.JpegImageFile):
                 raise ValueError(f"{path!r} is a {picture.format} file; tables_from takes the path of a JPEG file.")
             code = 0 if picture.mode == "L" else JpegImagePlugin.get_sampling(picture)
-            tables = _tables(picture)
+            tables, size, orientation = _tables(picture), picture.size, _orientation(picture)
     except OSError as error:
         raise ValueError(f"Cannot read {path!r} ({error}); tables_from takes the path of a JPEG file.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path!r} has more pixels than can be restored; make the picture smaller.") from error
     if code not in (0, 2):
         raise ValueError(f"{path!r} has colours subsampled other than 4:4:4 or 4:2:0; save it again with one of them.")
-    return tables, "4:4:4" if code == 0 else "4:2:0"
+    block = 8 if code == 0 else 16  # pixels a side; the last block of a row or column may be cut
+    right_first, bottom_first = orientation in (2, 3, 7, 8), orientation in (3, 4, 6, 7)
+    if (right_first and size[0] % block) or (bottom_first and size[1] % block):
+        raise ValueError(
+            f"{path!r} is turned by its EXIF orientation {orientation}, and {size[0]} x {size[1]} pixels are not whole "
+            f"blocks of {block} x {block}, so that upright its blocks begin inside the picture; turn it losslessly "
+            f"(jpegtran), remove the orientation, or give quality=... instead of tables_from."
+        )
+    return tables.mT if orientation in (5, 6, 7, 8) else tables, "4:4:4" if code == 0 else "4:2:0"
+
+
+def _orientation(picture: JpegImagePlugin.JpegImageFile) -> int:
+    """The EXIF orientation, 1 (upright) to 8; 1 where there is none that can be read."""
+    try:
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001  cameras write EXIF of every kind; `load_image` takes such pictures as upright
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _tables(picture: JpegImagePlugin.JpegImageFile) -> Tensor:
     steps = picture.quantization  # {0: luma, 1: chroma}
+    if 0 not in steps:
+        raise ValueError(
+            f"The JPEG file has quantisation tables {sorted(steps)} but no table 0; save it again, or give quality=... "
+            f"instead of tables_from."
+        )
     both = [steps[0], steps.get(1, steps[0])]
     return torch.tensor(both, dtype=torch.float64).reshape(2, 8, 8)
 

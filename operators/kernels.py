@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from .pictures import read_grey
+from .seeds import seeded
 
 __all__ = ["camera_shake", "from_file", "gaussian", "linear_motion", "uniform"]
+
+_LARGEST_SIDE = 4095  # wider than the blur of any picture restored here; a kernel of this side takes 134 MB
 
 
 def gaussian(sigma: float, size: int | None = None) -> Tensor:
@@ -20,9 +23,9 @@ def gaussian(sigma: float, size: int | None = None) -> Tensor:
         size: odd width in pixels; 2 ceil(4 sigma) + 1 if not given, which leaves out less than 1e-4 of the mass.
 
     Raises:
-        ValueError: if sigma is not positive or the size is not odd.
+        ValueError: if sigma is not positive, or the size is even or too large.
     """
-    if not sigma > 0:
+    if not 0 < sigma < math.inf:
         raise ValueError(f"sigma is the width of the Gaussian in pixels and must be positive, got {sigma}.")
     radius = _radius(2 * math.ceil(4 * sigma) + 1 if size is None else size)
     profile = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
@@ -34,7 +37,7 @@ def uniform(size: int) -> Tensor:
     """The constant 1 / size^2 on a square of odd width `size` in pixels.
 
     Raises:
-        ValueError: if the size is not odd.
+        ValueError: if the size is even or too large.
     """
     _radius(size)
     return torch.full((size, size), 1 / size**2, dtype=torch.float64)
@@ -48,15 +51,16 @@ def linear_motion(length: float, angle: float) -> Tensor:
         angle: in degrees, counter-clockwise from the horizontal: 0 smears to the sides, 90 up and down.
 
     Raises:
-        ValueError: if the length is below 1.
+        ValueError: if the length is below 1 or too large.
     """
-    if not length >= 1:
+    if not 1 <= length < math.inf:
         raise ValueError(f"length is the way the camera moves in pixels and must be at least 1, got {length}.")
+    radius = _radius(2 * math.ceil(length / 2) + 1)
     n = 64 * math.ceil(length)
     way = length * ((torch.arange(n, dtype=torch.float64) + 0.5) / n - 0.5)
     theta = math.radians(angle)
     path = torch.stack((-math.sin(theta) * way, math.cos(theta) * way), dim=1)  # rows count downwards
-    return _splat(path, torch.ones(n, dtype=torch.float64), radius=math.ceil(length / 2))
+    return _splat(path, torch.ones(n, dtype=torch.float64), radius)
 
 
 def camera_shake(size: int, seed: int, intensity: float) -> Tensor:
@@ -70,13 +74,13 @@ def camera_shake(size: int, seed: int, intensity: float) -> Tensor:
         intensity: 0 is a straight line at constant speed; at 1 the heading drifts by one turn (standard deviation).
 
     Raises:
-        ValueError: if the size is not odd or too small, or the intensity is negative.
+        ValueError: if the size is even, too small or too large, or the intensity is negative.
     """
     radius = _radius(size)
     if radius < 1 or not intensity >= 0:
         raise ValueError(f"camera_shake expects size >= 3 and intensity >= 0, got size={size}, intensity={intensity}.")
     n = 4096  # many points per pixel for any practical size
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     start = torch.rand((), generator=generator, dtype=torch.float64)
     bend, surge = torch.randn(2, n, generator=generator, dtype=torch.float64).cumsum(dim=1) / math.sqrt(n)
     heading = 2 * math.pi * (start + intensity * bend)
@@ -94,7 +98,7 @@ def from_file(path: str) -> Tensor:
     blur does not move the image; a kernel that is centred already is not changed, up to its sum and black borders.
 
     Raises:
-        ValueError: if there is no readable picture or it is black.
+        ValueError: if there is no readable picture, or it is black, has transparent pixels or is too large.
     """
     weight = read_grey(path)
     if not weight.any():
@@ -102,12 +106,17 @@ def from_file(path: str) -> Tensor:
     points = weight.nonzero().double()
     weight = weight[weight > 0]
     points = points - (weight[:, None] * points).sum(dim=0) / weight.sum()
-    return _splat(points, weight, radius=math.ceil(points.abs().max() - 1e-9))  # a rounding error adds no border
+    radius = math.ceil(points.abs().max() - 1e-9)  # a rounding error adds no border
+    return _splat(points, weight, _radius(2 * radius + 1))
 
 
 def _radius(size: int) -> int:
     if size < 1 or size % 2 == 0:
         raise ValueError(f"A kernel size is an odd number of pixels, so that it has a middle, got {size}.")
+    if size > _LARGEST_SIDE:
+        raise ValueError(
+            f"A kernel is at most {_LARGEST_SIDE} pixels wide, this one has {size}; make the blur smaller."
+        )
     return size // 2
 
 

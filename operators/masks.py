@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from .pictures import read_grey
+from .pictures import read_holes
+from .seeds import seeded
 
 __all__ = ["box", "brush", "from_file", "random"]
 
@@ -44,11 +45,11 @@ def random(shape: tuple[int, int], fraction: float, seed: int) -> Tensor:
         seed: the same seed and shape give the same mask.
 
     Raises:
-        ValueError: if the fraction is not in (0, 1).
+        ValueError: if the fraction is not in (0, 1), or the seed is not one of `seeded`.
     """
     _check_fraction(fraction)
     n = math.prod(shape)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=seeded(seed))
     observed = torch.ones(n)
     observed[order[: round(fraction * n)]] = 0
     return observed.reshape(shape)
@@ -65,12 +66,12 @@ def brush(shape: tuple[int, int], fraction: float, seed: int) -> Tensor:
         seed: the same seed and shape give the same mask.
 
     Raises:
-        ValueError: if the fraction is not in (0, 1).
+        ValueError: if the fraction is not in (0, 1), or the seed is not one of `seeded`.
     """
     _check_fraction(fraction)
     height, width = shape
     rows, columns = torch.arange(height)[:, None], torch.arange(width)[None, :]
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     observed = torch.ones(shape)
     while True:
         row, column, heading, breadth = torch.rand(4, generator=generator).tolist()
@@ -88,12 +89,14 @@ def brush(shape: tuple[int, int], fraction: float, seed: int) -> Tensor:
 
 
 def from_file(path: str) -> Tensor:
-    """The mask drawn in a picture: white (>= 128 of 255) is the hole to fill, black is kept.
+    """The mask drawn in a picture: white is the hole to fill, black is kept.
+
+    The mean over the channels is cut at 128 of 255, after turning the picture upright.
 
     Raises:
-        ValueError: if there is no readable picture.
+        ValueError: if there is no readable picture, it has transparent pixels, or is black or white everywhere.
     """
-    return (read_grey(path) < 128 / 255).float()
+    return (~read_holes(path)).float()
 
 
 def _check_fraction(fraction: float) -> None:

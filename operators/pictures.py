@@ -1,25 +1,44 @@
-"""Grey pictures that describe an operator: mask and kernel files."""
+"""Pictures that describe an operator: mask and kernel files, read as `images.py` reads every other picture."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-__all__ = ["read_grey"]
+from ..images import load_image, load_mask
+
+__all__ = ["read_grey", "read_holes"]
 
 
 def read_grey(path: str) -> Tensor:
-    """The picture at `path` as grey values in [0, 1], float64 (H, W); 16-bit files keep their precision.
+    """The mean over the channels of the picture at `path`, upright, in [0, 1]: float64 (H, W), exact for 16 bits.
 
     Raises:
-        ValueError: if there is no readable picture.
+        ValueError: if there is no readable picture, or it has transparent pixels.
     """
     try:
-        with Image.open(path) as picture:
-            deep = picture.mode.startswith("I")  # "I;16" and "I": convert("L") would clip them at 255
-            values = np.asarray(picture if deep else picture.convert("L"), dtype=np.float64)
+        picture = load_image(path)
     except OSError as error:
-        raise ValueError(f"Cannot read the picture {path!r} ({error}); give the path of a PNG file.") from error
-    return torch.from_numpy(values / (65535 if deep else 255))
+        raise _unreadable(path, error) from error
+    if picture.alpha is not None and picture.alpha.min() < np.iinfo(picture.alpha.dtype).max:
+        raise ValueError(f"The picture {path!r} has transparent pixels; save it opaque.")
+    top = 2**picture.bit_depth - 1
+    levels = ((picture.tensor.to(torch.float64) + 1) / 2 * top).round()  # whole again, after the float32 of the tensor
+    return levels.mean(dim=0) / top
+
+
+def read_holes(path: str) -> Tensor:
+    """The mask at `path`: (H, W) bool, True where the mean over the channels is 128 of 255 or more.
+
+    Raises:
+        ValueError: if there is no readable picture, it has transparent pixels, or is black or white everywhere.
+    """
+    try:
+        return load_mask(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> ValueError:
+    return ValueError(f"Cannot read the picture {path!r} ({str(error).rstrip('.')}); give the path of a PNG file.")

@@ -12,7 +12,7 @@ from ..linalg import expand_to
 from .base import Shape
 from .spectral import SpectralOperator
 
-__all__ = ["Separable", "average_matrix", "bicubic_matrix", "downsample", "downsample_bicubic"]
+__all__ = ["Separable", "average_matrix", "bicubic_matrix", "downsample", "downsample_bicubic", "enlarged_shape"]
 
 # Singular values below this part of the largest one count as zero: those of the matrices here are far larger, and the
 # rounding errors of the decomposition, about 1e-16, are far smaller.
@@ -114,6 +114,17 @@ def downsample_bicubic(image_shape: Shape, *, factor: int = 4) -> Separable:
     return Separable(image_shape, vertical=bicubic_matrix(height, factor), horizontal=bicubic_matrix(width, factor))
 
 
+def enlarged_shape(data_shape: Shape, *, factor: int) -> Shape:
+    """The picture behind a small one, whose sides are then multiples of the factor.
+
+    Raises:
+        ValueError: if the factor is below 1.
+    """
+    _check_positive(factor)
+    channels, height, width = data_shape
+    return channels, height * factor, width * factor
+
+
 def average_matrix(size: int, factor: int) -> Tensor:
     """Mean of `factor` neighbours: (ceil(size / factor), size), float64, rows sum to 1."""
     block = torch.arange(size) // factor
@@ -148,6 +159,16 @@ def _sandwich(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
 
 
 def _check_factor(image_shape: Shape, factor: int) -> None:
-    largest = min(image_shape[1:])
-    if not 1 <= factor <= largest:
-        raise ValueError(f"factor is a number of pixels from 1 to {largest}, the shorter side, got {factor}.")
+    _check_positive(factor)
+    if factor > (largest := min(image_shape[1:])):
+        raise ValueError(
+            f"factor is at most {largest} for pictures of {image_shape[1]} x {image_shape[2]} pixels, got {factor}; "
+            f"choose a smaller one."
+        )
+
+
+def _check_positive(factor: int) -> None:
+    if factor < 1:
+        raise ValueError(
+            f"factor must be a whole number of at least 1, got {factor}; 4 shrinks each side to a quarter."
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Shape
+from .table import IMAGE_SHAPES, operator_fields
 
 __all__ = ["image_shape_of"]
 
@@ -15,12 +16,11 @@ def image_shape_of(name: str, data_shape: Shape, **fields: Any) -> Shape:
     Arguments:
         name: row of OPERATORS.
         data_shape: (C, H, W) of the measurement.
-        fields: the operator's fields; `factor` matters for down-sampling.
+        fields: the operator's fields; those left out have their defaults.
+
+    Raises:
+        ValueError: if there is no such row, or the operator gives no data of this shape.
     """
-    channels, height, width = data_shape
-    if name.startswith("downsample"):
-        factor = int(fields.get("factor", 4))
-        return channels, height * factor, width * factor
-    if name == "grayscale":
-        return 3, height, width
-    return data_shape
+    defaults = {key: field.default for key, field in operator_fields(name).items() if not field.required}
+    rule = IMAGE_SHAPES.get(name)
+    return data_shape if rule is None else rule(data_shape, **{**defaults, **fields})

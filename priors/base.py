@@ -32,6 +32,7 @@ class Prior(nn.Module, abc.ABC):
 
     schedule: Schedule
     channels: int | None = None  # image channels it knows; None: any
+    calls_per_predict: int = 1  # network calls behind one prediction
 
     @abc.abstractmethod
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
@@ -73,7 +74,7 @@ class Rescheduled(Prior):
     def __init__(self, prior: Prior, schedule: Schedule) -> None:
         super().__init__()
         self.prior, self.schedule = prior, schedule
-        self.channels = prior.channels
+        self.channels, self.calls_per_predict = prior.channels, prior.calls_per_predict
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
         alpha, sigma = self.schedule(t)
@@ -105,6 +106,7 @@ class Guided(Prior):
         super().__init__()
         self.positive, self.negative, self.scale = positive, negative, scale
         self.schedule, self.channels = positive.schedule, positive.channels
+        self.calls_per_predict = positive.calls_per_predict + negative.calls_per_predict
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
         positive, negative = self.positive.predict(z, t), self.negative.predict(z, t)
@@ -129,30 +131,35 @@ class Metered(Prior):
     def __init__(self, prior: Prior) -> None:
         super().__init__()
         self.prior, self.schedule = prior, prior.schedule
-        self.channels = prior.channels
+        self.channels, self.calls_per_predict = prior.channels, prior.calls_per_predict
         self.counts = dict.fromkeys(("network", "network_vjp", "encode", "decode", "decode_vjp"), 0)
 
-    def _count(self, name: str, rows: int) -> None:
-        self.counts[name] += rows
-
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
-        self._count("network", len(z))
-        ends = self.prior.predict(z, t)
-        return Endpoints(self._watch(ends.clean, "network_vjp", z), ends.noise)
+        rows = len(z) * self.prior.calls_per_predict
+        self.counts["network"] += rows
+        return self.prior.predict(self._watch(z, "network_vjp", rows), t)
 
     def encode(self, x: Tensor) -> Tensor:
-        self._count("encode", len(x))
+        self.counts["encode"] += len(x)
         return self.prior.encode(x)
 
     def decode(self, z: Tensor) -> Tensor:
-        self._count("decode", len(z))
-        return self._watch(self.prior.decode(z), "decode_vjp", z)
+        self.counts["decode"] += len(z)
+        watched = self._watch(z, "decode_vjp", len(z))
+        x = self.prior.decode(watched)
+        return z if x is watched else x  # nothing to count through the identity of pixel priors
 
-    def _watch(self, out: Tensor, name: str, z: Tensor) -> Tensor:
-        """Count a gradient that flows back through `out`."""
-        if out.requires_grad and out is not z:
-            out.register_hook(lambda _: self._count(name, len(out)))
-        return out
+    def _watch(self, z: Tensor, name: str, rows: int) -> Tensor:
+        """z, with a count of the gradients that flow back to it."""
+        if not z.requires_grad:
+            return z
+        watched = z.view_as(z)
+
+        def count(_: Tensor) -> None:
+            self.counts[name] += rows
+
+        watched.register_hook(count)
+        return watched
 
     def latent_shape(self, image_shape: Shape) -> Shape:
         return self.prior.latent_shape(image_shape)

@@ -68,8 +68,6 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name c
     ) -> None:
         super().__init__()
         size = channels * patch**2
-        low, high = (math.log(f) for f in FREQUENCY_RANGE)
-        self.register_buffer("frequencies", torch.linspace(low, high, N_FREQUENCIES).exp(), persistent=False)
         self.embed = nn.Sequential(
             nn.Linear(2 * N_FREQUENCIES, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
@@ -93,7 +91,9 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name c
 
     def residual(self, x: Tensor, log_sigma: Tensor) -> Tensor:
         """F: the U-Net itself on the normalised input (B, C, H, W) and log noise level (B,)."""
-        angle = log_sigma[:, None] * self.frequencies
+        low, high = (math.log(f) for f in FREQUENCY_RANGE)
+        frequencies = torch.linspace(low, high, N_FREQUENCIES, device=x.device).exp()  # float32 in every dtype
+        angle = log_sigma[:, None] * frequencies
         embedding = self.embed(torch.cat([angle.sin(), angle.cos()], dim=1).to(x.dtype))
         first = h = self.conv_in(F.pixel_unshuffle(x, self.config["patch"]))
         skips = []
@@ -122,6 +122,8 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name c
         t = t.to(sample.dtype)[:, None, None, None]
         d = self.config["data_std"]
         n = (t.square() + d**2 * (1 - t).square()).sqrt()
-        f = self.residual((sample / n).contiguous(memory_format=torch.channels_last), log_sigma)
+        dtype = self.conv_in.weight.dtype  # bfloat16 only inside the U-Net: the rest would lose bits of the picture
+        inner = (sample / n).to(dtype).contiguous(memory_format=torch.channels_last)
+        f = self.residual(inner, log_sigma).to(sample.dtype)
         velocity = (t - d**2 * (1 - t)) / n.square() * sample - d / n * f
         return UNet2DOutput(sample=velocity) if return_dict else (velocity,)

@@ -31,6 +31,7 @@ class PixelPrior(Prior):
             `v_prediction` alpha eps - sigma x0 of a variance-preserving path.
         size_multiple: height and width the network takes are multiples of this.
         channels: image channels.
+        input_dtype: dtype of the pictures the network takes; float32 if not given.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class PixelPrior(Prior):
         *,
         size_multiple: int = 1,
         channels: int = 3,
+        input_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        self.input_dtype = input_dtype
         self.network, self.schedule, self.parameterisation = network, schedule, parameterisation
         self.size_multiple, self.channels = size_multiple, channels
         network.requires_grad_(False).eval()
@@ -56,7 +59,8 @@ class PixelPrior(Prior):
             return Endpoints(alpha * z - sigma * out, sigma * z + alpha * out)
         if self.parameterisation == "epsilon":
             return Endpoints((z - sigma * out) / alpha, out)
-        return Endpoints(out, (z - alpha * out) / sigma.clamp_min(torch.finfo(z.dtype).tiny))
+        noise = (z - alpha * out) / sigma.clamp_min(torch.finfo(z.dtype).tiny)
+        return Endpoints(out, torch.where(sigma > 0, noise, 0))
 
     def _call(self, z: Tensor, t: Tensor) -> Tensor:
         """The network in its own dtype on the padded picture; the result in the dtype and size of z."""
@@ -64,8 +68,7 @@ class PixelPrior(Prior):
         if isinstance(self.schedule, DiscreteVP):  # step i of the table is t = (i + 1) / T
             timestep = (t * self.schedule.n_steps - 1).clamp_min(0).round()
         padded, (height, width) = pad_to_multiple(z, self.size_multiple)
-        dtype = next(self.network.parameters()).dtype
-        out = self.network(padded.to(dtype), timestep.expand(len(z))).sample
+        out = self.network(padded.to(self.input_dtype), timestep.expand(len(z))).sample
         return out[:, : self.channels, :height, :width].to(z.dtype)  # further channels are a learned variance
 
 
@@ -83,7 +86,7 @@ class GreyPrior(Prior):
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
-        self.prior, self.schedule = prior, prior.schedule
+        self.prior, self.schedule, self.calls_per_predict = prior, prior.schedule, prior.calls_per_predict
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
         alpha, sigma = self.schedule(t)
@@ -107,17 +110,22 @@ def load_pixel_prior(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
     folder = Path(folder)
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", folder)
     config = _read_json(folder / "unet" / "config.json", folder)
-    network = _network_class(config["_class_name"]).from_pretrained(
+    network = _network_class(str(config.get("_class_name"))).from_pretrained(
         str(folder / "unet"), use_safetensors=True, local_files_only=True, torch_dtype=dtype, low_cpu_mem_usage=False
     )
     network = network.to(memory_format=torch.channels_last)
     schedule, parameterisation = _path_of(scheduler)
-    if hasattr(network, "size_multiple"):
-        multiple = network.size_multiple
-    else:
-        multiple = 2 ** (len(config["down_block_types"]) - 1)
+    ours = config["_class_name"] == "ResidualUNet"
+    multiple = network.size_multiple if ours else 2 ** (len(config["down_block_types"]) - 1)
     channels = config.get("in_channels", config.get("channels", 3))
-    return PixelPrior(network, schedule, parameterisation, size_multiple=multiple, channels=channels)
+    return PixelPrior(
+        network,
+        schedule,
+        parameterisation,
+        size_multiple=multiple,
+        channels=channels,
+        input_dtype=torch.promote_types(dtype, torch.float32) if ours else dtype,
+    )
 
 
 def _network_class(name: str) -> Any:
@@ -134,7 +142,7 @@ def _network_class(name: str) -> Any:
 
 def _path_of(config: dict[str, Any]) -> tuple[Schedule, Parameterisation]:
     """Schedule and parameterisation that a scheduler config describes."""
-    name = config["_class_name"]
+    name = str(config.get("_class_name"))
     if name.startswith("FlowMatch"):
         return LinearFlow(), "velocity"
     betas = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}.get(config.get("beta_schedule", ""))
@@ -143,8 +151,15 @@ def _path_of(config: dict[str, Any]) -> tuple[Schedule, Parameterisation]:
             f"The scheduler {name} has beta_schedule {config.get('beta_schedule')!r}; known are flow-matching "
             "schedulers and the beta schedules 'linear' and 'scaled_linear'."
         )
-    table = betas(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
-    return DiscreteVP(table), config.get("prediction_type", "epsilon")
+    if config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr"):
+        raise ValueError(
+            f"The scheduler {name} has its own betas (trained_betas or zero-SNR rescaling), not supported."
+        )
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in ("epsilon", "sample", "v_prediction"):
+        raise ValueError(f"The scheduler {name} has prediction_type {kind!r}; known are epsilon, sample, v_prediction.")
+    table = betas(config.get("num_train_timesteps", 1000), config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
+    return DiscreteVP(table), kind
 
 
 def _read_json(path: Path, folder: Path) -> dict[str, Any]:
@@ -153,5 +168,8 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
             f"{folder} is not a diffusers pipeline folder: {path.relative_to(folder)} is missing; it needs unet/ and "
             "scheduler/ as written by save_pretrained."
         )
-    content: dict[str, Any] = json.loads(path.read_text())
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.name} in {folder} is damaged ({error}); save or download the prior again.") from error
     return content

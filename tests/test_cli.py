@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +13,21 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from invsolve import cli_restore
+import invsolve as package
+from invsolve import cli_restore, demo
+from invsolve.choices import find_device, is_expected, sentence
 from invsolve.cli import app
 from invsolve.images import load_image
-from invsolve.operators import OPERATORS
-from invsolve.priors import PRIORS
+from invsolve.operators import OPERATORS, build_operator
+from invsolve.priors import PRIORS, load_prior
+from invsolve.record import prior_sha256
 from invsolve.solvers import SOLVERS
 
+ROOT = Path(__file__).parent.parent
 FAST = ["--prior", "gaussian", "--steps", "3", "--device", "cpu"]
 SIZE = (24, 20)
 
@@ -98,6 +104,7 @@ def test_one_picture_with_record_and_provenance(folder: Path) -> None:
         ["--mask", "masks/hole.png", "--solver", "ddnm"],
         ["--kernel", "masks/kernel.png", "--dtype", "float64"],
         ["--operator", "jpeg", "--solver", "dps"],
+        ["--operator", "jpeg", "--max-pixels", "1000"],
     ],
 )
 def test_the_recorded_command_gives_the_same_bytes(words: list[str]) -> None:
@@ -199,6 +206,89 @@ def test_what_lies_in_the_hole_has_no_influence() -> None:
         assert restore(f"{name}/a.png", "--mask", "m.png", "-o", f"out-{name}").exit_code == 0
     one, two = (load_image(f"out-{name}/a.png").tensor for name in ("in", "other"))
     assert one.equal(two)
+
+
+def test_the_default_solver_fits_the_operator() -> None:
+    picture("a.png")
+    with Image.open("a.png") as source:
+        source.save("a.jpg", quality=30)
+    assert restore("a.jpg", "--operator", "jpeg").exit_code == 0
+    assert record("restored/a.json")["settings"]["solver"] == "ddnm(eta=1.0)"
+    assert record("restored/a.json")["settings"]["operator"] == "jpeg(tables_from='a.jpg')"
+    assert restore("a.jpg", "--operator", "blur").exit_code == 0
+    assert record("restored/a.json")["settings"]["solver"] == "diffpir"
+
+
+def test_the_commands_of_the_readme() -> None:
+    for name in ("scan.png", "small/1.png", "noisy/1.png"):
+        picture(name)
+    for name in ("photo.jpg", "old.jpg"):
+        with Image.open("scan.png") as source:
+            source.save(name)
+    mask("scratches.png")
+    commands = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("invsolve ")]
+    assert len(commands) >= 7
+    for command in commands:
+        words = shlex.split(command, comments=True)[1:]
+        extra = ["--dry-run", "--prior", "gaussian", "--device", "cpu"] if words[0] == "restore" else []
+        result = invsolve(*words, *extra)
+        assert result.exit_code == 0, f"{command}: {result.output}"
+
+
+def test_the_record_knows_the_weights(folder: Path) -> None:
+    assert prior_sha256("gaussian") is None
+    assert len(prior_sha256("natural") or "") == 64
+    Path("model").mkdir()
+    Path("model/a.safetensors").write_bytes(b"one")
+    before = prior_sha256("model")
+    Path("model/a.safetensors").write_bytes(b"two")
+    assert prior_sha256("model") != before
+    picture("a.png")
+    words = ["restore", "a.png", "--operator", "identity", "--sigma", "0.1", "--steps", "1", "--device", "cpu"]
+    assert invsolve(*words).exit_code == 0
+    assert record("restored/a.json")["sha256"]["prior"] == prior_sha256("natural")
+
+
+# --- the same from Python ---------------------------------------------------------------------------------------------
+
+
+def test_python_and_command_line_agree() -> None:
+    picture("a.png")
+    with Image.open("a.png") as source:
+        source.save("a.jpg", quality=30)
+    assert restore("a.jpg", "--operator", "jpeg", "--dtype", "float64").exit_code == 0
+    result = package.restore("a.jpg", operator="jpeg", prior="gaussian", steps=3, dtype=torch.float64)
+    expected = load_image("restored/a.png").tensor
+    assert (result.samples[0, 0] - expected).abs().max() < 1.01 / 255
+    assert result.record["operator"]["tables_from"] == "a.jpg"
+    assert result.record["solver"] == {"name": "DDNM", "eta": 1.0}
+    assert result.record["prior"] == "gaussian"
+    assert (result.record["sigma"], result.record["seed"], result.record["steps"]) == (0, 0, 3)
+    result.save("result")
+    assert package.Result.load("result").record == result.record
+
+
+def test_sigma_auto_is_estimated_for_each_picture() -> None:
+    x = torch.linspace(-0.5, 0.5, 32).expand(2, 3, 32, 32)
+    y = x + torch.tensor([0.05, 0.4]).reshape(2, 1, 1, 1) * torch.randn(2, 3, 32, 32)
+    options: dict[str, Any] = {"operator": "identity", "prior": "gaussian", "steps": 3, "sigma": "auto"}
+    both = package.restore(y, samples=2, **options)
+    assert both.samples.shape == (2, 2, 3, 32, 32)
+    assert both.record["sigma"] == pytest.approx([0.05, 0.4], rel=0.3)
+    torch.testing.assert_close(both.samples[:1], package.restore(y[:1], samples=2, **options).samples)
+    assert not torch.equal(both.samples[0] - x[0], both.samples[1] - x[1])
+    with pytest.raises(ValueError, match="hidden pixels"):
+        package.restore(y, **{**options, "operator": "inpaint-random"})
+
+
+def test_restore_refuses_before_it_computes() -> None:
+    options: dict[str, Any] = {"prior": load_prior("gaussian"), "steps": 2}
+    for sigma in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="finite"):
+            package.restore(torch.zeros(1, 3, 8, 8), operator="blur", sigma=sigma, **options)
+    operator = build_operator("inpaint-random", (3, 8, 8))
+    with pytest.raises(ValueError, match=r"expects a measurement \(B, 3, 8, 8\)"):
+        package.restore(torch.zeros(1, 3, 8, 9), operator=operator, **options)
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
@@ -306,6 +396,37 @@ def test_degrade_names_the_command_that_undoes_it(words: list[str], monkeypatch:
     assert load_image("restored/a.png").shape == (3, *SIZE)
 
 
+def test_degrade_goes_on_after_a_bad_picture() -> None:
+    picture("in/b.png")
+    Path("in/a.png").write_bytes(b"no picture")
+    result = invsolve("degrade", "in", "--operator", "jpeg")
+    assert result.exit_code == 2
+    assert result.stderr.count("Error:") == 1
+    assert sorted(files("degraded")) == ["b.json", "b.png"]
+    assert "--solver 'ddnm(eta=1.0)'" in record("degraded/b.json")["restore_with"]
+
+
+def test_demo_prints_its_table_and_keeps_foreign_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = (demo.Task("denoising", "identity", 0.1), demo.Task("JPEG quality 10", "jpeg(quality=10)", 0.0))
+    monkeypatch.setattr(demo, "TASKS", tasks)
+    monkeypatch.setattr(demo, "SIZE", 32)
+    result = invsolve("demo", "--prior", "gaussian", "--samples", "2")
+    assert result.exit_code == 0, result.output
+    header, first, second, *_ = result.stdout.splitlines()
+    assert header == demo.HEADER
+    assert "diffpir" in first
+    assert "–" not in first
+    assert "ddnm(eta=1.0)" in second
+    assert "–" in second
+    rows = json.loads(Path("invsolve-demo/table.json").read_text())
+    assert [row["chi2"] is None for row in rows] == [False, True]
+    Path("invsolve-demo/mine.txt").write_text("mine")
+    again = invsolve("demo", "--prior", "gaussian")
+    assert again.exit_code == 2
+    assert "mine.txt" in again.stderr
+    assert Path("invsolve-demo/mine.txt").read_text() == "mine"
+
+
 def test_degrade_adds_the_noise_it_says() -> None:
     Path("a.png").write_bytes(imagecodecs.png_encode(np.full((64, 64), 32768, np.uint16)))
     assert invsolve("degrade", "a.png", "--operator", "identity", "--sigma", "25/255").exit_code == 0
@@ -381,7 +502,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "kernel black": (["a.png", "--kernel", "black.png"], "black"),
     "kernel not an image": (["a.png", "--kernel", "text.png"], "not a picture"),
     "samples zero": ([*GOOD, "--samples", "0"], "--samples must be at least 1"),
-    "steps zero": ([*GOOD, "--steps", "0"], "--steps must be at least 1"),
+    "steps zero": ([*GOOD, "--steps", "0"], "--steps must be 1 to 1000"),
+    "too many steps": (["none.png", "--operator", "blur", "--steps", "1001"], "--steps must be 1 to 1000"),
+    "auto with holes": (["a.png", "--mask", "m.png", "--sigma", "auto"], "give sigma as a number"),
+    "device without float64": ([*GOOD, "--device", "mps"], "no float64"),
     "seed not a number": ([*GOOD, "--seed", "x"], "--seed"),
     "unknown device": ([*GOOD, "--device", "toaster"], "'toaster' is not available"),
     "unknown dtype": ([*GOOD, "--dtype", "float8"], "float32, float64"),
@@ -463,3 +587,37 @@ def test_a_diverged_run_is_an_error_and_not_a_picture(monkeypatch: pytest.Monkey
     assert result.exit_code == 2
     assert "a.png: Non-finite values" in result.stderr
     assert not Path("restored").exists()
+
+
+def test_errors_that_have_a_sentence() -> None:
+    for error in (
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ):
+        assert is_expected(error)
+        assert "--batch-size" in sentence(error)
+    assert is_expected(Image.DecompressionBombError("too large"))
+    assert not is_expected(RuntimeError("a bug"))
+    assert not is_expected(KeyError("a bug"))
+
+
+def test_auto_is_never_an_untested_device() -> None:
+    assert find_device("auto").type in ("cpu", "cuda")
+
+
+def test_the_bar_counts_batches() -> None:
+    from rich.console import Console
+
+    from invsolve.progress import StepBar
+
+    bar = StepBar([2, 2, 1], Console(), Console(force_terminal=True, file=open(os.devnull, "w")))  # noqa: SIM115
+    task = bar.progress.tasks[0]
+    for step in (1, 2, 1, 2):
+        bar(step, 2, [], None)  # type: ignore[arg-type]
+    assert (task.completed, task.total) == (2, 5)
+    bar.done(ran=True)
+    bar.done(ran=False)
+    assert (task.completed, task.total) == (2, 3)
+    bar(1, 4, [], None)  # type: ignore[arg-type]
+    assert task.completed == 2.25

@@ -353,6 +353,19 @@ def test_to_tensor_agrees_on_every_kind_of_input(tmp_path: Path) -> None:
     torch.testing.assert_close(to_tensor(expected[0].double().numpy()), expected.double())
     assert to_tensor(values > 99).unique().tolist() == [-1, 1]
     assert to_tensor(values[..., :1]).shape == (1, 1, 9, 7)
+    planes = torch.from_numpy(values).permute(2, 0, 1)
+    torch.testing.assert_close(to_tensor(planes), expected)
+    torch.testing.assert_close(to_tensor(torch.stack([planes, planes])), expected.expand(2, -1, -1, -1))
+    torch.testing.assert_close(to_tensor(expected[0, 0]), expected[:, :1])
+
+
+def test_to_tensor_turns_pil_images_upright(tmp_path: Path) -> None:
+    image = Image.fromarray(pixels(3))
+    image.getexif()[0x0112] = 6
+    image.save(tmp_path / "in.png", exif=image.getexif())
+    with Image.open(tmp_path / "in.png") as opened:
+        torch.testing.assert_close(to_tensor(opened), to_tensor(tmp_path / "in.png"))
+        assert to_tensor(opened).shape == (1, 3, 7, 9)
 
 
 @pytest.mark.parametrize(
@@ -361,8 +374,12 @@ def test_to_tensor_agrees_on_every_kind_of_input(tmp_path: Path) -> None:
         (np.zeros((2, 3, 4, 5), np.uint8), "batches as a float tensor"),
         (np.zeros((4, 5, 4), np.uint8), "alpha"),
         (np.zeros((4, 5), np.int64), "got ndarray of int64"),
-        (torch.zeros(3, 4, 5, dtype=torch.uint8), "got Tensor of torch.uint8"),
-        (torch.zeros(4, 5), "got \\(4, 5\\)"),
+        (torch.zeros(3, 4, 5, dtype=torch.int32), "got Tensor of torch.int32"),
+        (torch.zeros(5), "got \\(5,\\)"),
+        (np.zeros((4, 5, 3)), "channels first"),
+        (torch.zeros(2, 4, 5, 1), "channels first"),
+        (torch.zeros(4, 5, 3, dtype=torch.uint8), "channels first"),
+        (torch.full((3, 4, 5), 200.0), "looks like 0 to 255"),
         (torch.zeros(3, 0, 5), "got \\(3, 0, 5\\)"),
         (torch.full((1, 4, 5), torch.nan), "20 non-finite"),
         (np.full((1, 4, 5), np.inf), "20 non-finite"),
@@ -412,8 +429,56 @@ def test_atomic_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         with atomic_folder(target) as work:
             (work / text).write_text(text)
             assert work != target
-        assert [path.name for path in target.iterdir()] == [text]
+        assert sorted(path.name for path in target.iterdir()) == [".invsolve-files", text]
     with pytest.raises(ZeroDivisionError), atomic_folder(target) as work:
         (work / "third").write_text(f"{1 / 0}")
-    assert [path.name for path in target.iterdir()] == ["second"]
+    assert sorted(path.name for path in target.iterdir()) == [".invsolve-files", "second"]
     assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("written_before", [False, True])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_atomic_folder_refuses_to_replace_foreign_files(tmp_path: Path, written_before: bool, when: str) -> None:
+    target, foreign = tmp_path / "result", tmp_path / "result" / "sub" / "thesis.txt"
+
+    def add_foreign() -> None:
+        foreign.parent.mkdir(parents=True, exist_ok=True)
+        foreign.write_text("years of work")
+
+    if written_before:
+        with atomic_folder(target) as work:
+            (work / "sub").mkdir()
+    if when == "before":
+        add_foreign()
+    with pytest.raises(FileExistsError, match=r"holds sub.*did not write"), atomic_folder(target) as work:
+        (work / "new").write_text("new")
+        assert when == "meanwhile"
+        add_foreign()
+    assert foreign.read_text() == "years of work"
+    assert not (target / "new").exists()
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_atomic_folder_refuses_a_file(tmp_path: Path) -> None:
+    (tmp_path / "result").write_text("a file")
+    with pytest.raises(FileExistsError, match="is a file"), atomic_folder(tmp_path / "result"):
+        pass
+    assert (tmp_path / "result").read_text() == "a file"
+
+
+def test_atomic_folder_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "result"
+    with atomic_folder(target) as work:
+        (work / "a").write_text("old")
+    real = Path.replace
+
+    def fail(path: Path, to: Path) -> Path:
+        if path.name.endswith(".tmp"):
+            raise OSError("No space left on device")
+        return real(path, to)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space"), atomic_folder(target) as work:
+        (work / "a").write_text("new")
+    assert (target / "a").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]

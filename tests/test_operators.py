@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import io
 import json
 import math
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from invsolve.images import load_image, load_mask
 from invsolve.linalg import dot, expand_to
 from invsolve.operators import (
     JPEG,
@@ -35,6 +38,7 @@ from invsolve.operators import (
     Separable,
     SpectralOperator,
     build_operator,
+    image_shape_of,
     kernels,
     masks,
     operator_fields,
@@ -440,6 +444,43 @@ def test_spec_builds_the_same_operator(case: Case) -> None:
     torch.testing.assert_close(build_operator(spec.pop("name"), SHAPE, **spec)(x), operator(x), rtol=0, atol=0)
 
 
+def test_a_path_is_a_file_name() -> None:
+    operator = build_operator("blur-kernel", SHAPE, kernel=Path(KERNEL_FILE))
+    assert operator.spec == {"name": "blur-kernel", "kernel": KERNEL_FILE, "boundary": "circular"}
+
+
+@every_case
+def test_image_shape_is_the_inverse_of_data_shape(case: Case) -> None:
+    shape = (3, 12, 18)
+    fields = case.fields(shape[1:])
+    assert image_shape_of(case.name, case.build(shape).data_shape, **fields) == shape
+
+
+def test_image_shape_takes_the_default_factor() -> None:
+    assert image_shape_of("downsample", (1, 5, 6)) == (1, 20, 24)
+
+
+@every_case
+def test_data_shape_is_found_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = case.build()
+    expected = tuple(operator(images(1)).shape[1:])
+    assert operator.data_shape == expected
+    monkeypatch.setattr(type(operator), "forward", None)
+    assert operator.data_shape == expected and copy.deepcopy(operator).data_shape == expected
+
+
+@every_case
+def test_casts_and_moves_of_the_module(case: Case) -> None:
+    operator, x = case.build(), images(dtype=torch.float32).clamp(-1, 1)
+    assert relative(case.build().to(torch.float32)(x), operator(x)) < 1e-5
+    shape = operator.data_shape
+    moved = case.build().to("meta")
+    assert all(buffer.is_meta for buffer in moved.buffers()) and moved.data_shape == shape
+    if isinstance(moved, LinearOperator):  # libjpeg runs on the CPU, on true numbers
+        y = moved(x.to("meta"))
+        assert y.is_meta and tuple(y.shape[1:]) == shape and moved.adjoint(y).is_meta
+
+
 @every_case
 def test_wrong_shape_gives_the_sentence(case: Case) -> None:
     operator = case.build()
@@ -464,11 +505,11 @@ def test_inpaint_hides_single_channels() -> None:
 
 
 BAD_FIELDS = [
-    ("blurr", {}, r"no operator 'blurr' \(did you mean 'blur'\?\); choose one of identity, inpaint"),
-    ("blur", {"sigm": 1.0}, r"blur has no field 'sigm' \(did you mean 'sigma'\?\); its fields are sigma=2.0, boundary"),
-    ("identity", {"x": 1}, "identity has no field 'x'; it has none"),
-    ("inpaint", {}, "inpaint needs a value for mask; its fields are mask"),
-    ("inpaint-box", {"top": 1}, "needs a value for left, height, width"),
+    ("blurr", {}, r"Unknown operator 'blurr' \(did you mean 'blur'\?\); choose one of identity"),
+    ("blur", {"sigm": 1.0}, r"blur has no field 'sigm' \(did you mean 'sigma'\?\); its fields are sigma: float"),
+    ("identity", {"x": 1}, "identity has no field 'x'; it has no fields"),
+    ("inpaint", {}, "inpaint needs mask; its fields are mask: str"),
+    ("inpaint-box", {"top": 1}, "inpaint-box needs left, height, width"),
     ("inpaint-box", {"top": 5, "left": 0, "height": 3, "width": 2}, r"does not lie inside a picture of 7 x 8 pixels"),
     ("inpaint-box", {"top": 0, "left": 0, "height": 7, "width": 8}, "this mask hides every pixel"),
     ("inpaint-random", {"fraction": 1.5}, "lies between 0 and 1, got 1.5"),
@@ -477,17 +518,32 @@ BAD_FIELDS = [
     ("blur", {"sigma": -1.0}, "sigma is the width of the Gaussian in pixels and must be positive, got -1.0"),
     ("blur", {"sigma": 1.0}, r"The kernel \(9, 9\) is larger than the picture \(7, 8\)"),
     ("blur", {"sigma": 2.0, "boundary": "reflect"}, r"The kernel \(17, 17\) reaches over the mirrored picture"),
-    ("blur", {"sigma": 0.5, "boundary": "wrap"}, "boundary is one of circular, zero, reflect, got 'wrap'"),
+    (
+        "blur",
+        {"sigma": 0.5, "boundary": "wrap"},
+        "boundary of operator blur must be 'circular' or 'zero' or 'reflect', got 'wrap'",
+    ),
     ("blur-uniform", {"size": 4}, "odd number of pixels, so that it has a middle, got 4"),
     ("blur-motion", {"length": 0.0}, "must be at least 1, got 0.0"),
     ("blur-shake", {"size": 5, "intensity": -1.0}, "intensity >= 0, got size=5, intensity=-1.0"),
     ("blur-shake", {"size": 1}, "size >= 3"),
     ("blur-kernel", {"kernel": "absent.png"}, "Cannot read the picture 'absent.png'"),
-    ("downsample", {"factor": 0}, "from 1 to 7, the shorter side, got 0"),
-    ("downsample-bicubic", {"factor": 8}, "from 1 to 7, the shorter side, got 8"),
-    ("grayscale", {"weights": "rgb"}, "weights is one of mean, luma, got 'rgb'"),
+    ("downsample", {"factor": 0}, "factor must be a whole number of at least 1, got 0"),
+    ("downsample-bicubic", {"factor": -1}, "factor must be a whole number of at least 1, got -1"),
+    ("downsample-bicubic", {"factor": 8}, "factor is at most 7 for pictures of 7 x 8 pixels, got 8"),
+    ("grayscale", {"weights": "rgb"}, "weights of operator grayscale must be 'mean' or 'luma', got 'rgb'"),
+    ("blur", {"sigma": "wide"}, "sigma of operator blur must be float, got 'wide'"),
+    ("blur", {"sigma": math.inf}, "sigma of operator blur must be float, got inf"),
+    ("jpeg", {"quality": 10.5}, "quality of operator jpeg must be int, got 10.5"),
+    ("inpaint-random", {"seed": 2**70}, r"seed is a whole number from 0 to 2\^63 - 1, got 1180591620717411303424"),
+    ("inpaint-brush", {"seed": -1}, "from 0 to"),
+    ("blur-shake", {"size": 5, "seed": 2**64}, "seed is a whole number"),
+    ("blur", {"sigma": 1e6}, "at most 4095 pixels wide, this one has 8000001; make the blur smaller"),
+    ("blur-uniform", {"size": 2000001}, "at most 4095 pixels wide, this one has 2000001"),
+    ("blur-motion", {"length": 1e13}, "at most 4095 pixels wide, this one has 10000000000001"),
+    ("blur-shake", {"size": 4097}, "at most 4095 pixels wide, this one has 4097"),
     ("jpeg", {"quality": 0}, r"quality is a number from 1 \(worst\) to 100, got 0"),
-    ("jpeg", {"subsampling": "4:1:1"}, "subsampling is one of 4:4:4, 4:2:0, got '4:1:1'"),
+    ("jpeg", {"subsampling": "4:1:1"}, "subsampling of operator jpeg must be '4:4:4' or '4:2:0', got '4:1:1'"),
     ("jpeg", {"tables_from": "absent.jpg"}, "Cannot read 'absent.jpg'"),
 ]
 
@@ -498,6 +554,10 @@ def test_bad_fields_give_the_sentence(name: str, fields: dict[str, Any], sentenc
         build_operator(name, SHAPE, **fields)
 
 
+def clear_file() -> str:
+    return save("clear.png", np.full((7, 8, 4), 200))
+
+
 BAD_ARGUMENTS = [
     (lambda: build_operator("identity", (1, 3, 7, 8)), r"all positive, got \(1, 3, 7, 8\); leave the batch axis out"),
     (lambda: build_operator("identity", (3, 0, 8)), r"all positive, got \(3, 0, 8\)"),
@@ -505,10 +565,10 @@ BAD_ARGUMENTS = [
     (lambda: build_operator("jpeg", (2, 7, 8)), "1 or 3 channels"),
     (lambda: build_operator("jpeg", SHAPE, tables_from=KERNEL_FILE), "is a PNG file"),
     (lambda: build_operator("inpaint", SHAPE, mask=mask_file((9, 9))), r"expects a mask \(7, 8\).*got \(9, 9\)"),
-    (lambda: build_operator("inpaint", SHAPE, mask=save("k.png", np.zeros((7, 8)))), "observes every pixel; in a mask"),
+    (lambda: build_operator("inpaint", SHAPE, mask=save("k.png", np.zeros((7, 8)))), "has no hole; paint"),
     (
         lambda: build_operator("inpaint", SHAPE, mask=save("w.png", np.full((7, 8), 255))),
-        "hides every pixel; in a mask",
+        "is white everywhere; white = hole",
     ),
     (lambda: build_operator("inpaint", SHAPE, mask="absent.png"), "Cannot read the picture 'absent.png'"),
     (lambda: build_operator("blur-kernel", SHAPE, kernel=save("b.png", np.zeros((3, 3)))), "is black"),
@@ -517,6 +577,13 @@ BAD_ARGUMENTS = [
     (lambda: PaddedBlur(SHAPE, kernel=torch.ones(3, 3), boundary="circular"), "one of zero, reflect for a padded blur"),
     (lambda: Separable(SHAPE, vertical=torch.ones(2, 7), horizontal=torch.ones(2, 7)), r"got \(2, 7\) and \(2, 7\)"),
     (lambda: JPEG(SHAPE, tables=torch.zeros(2, 8, 8)), "values 1 to 255"),
+    (lambda: JPEG((1, 1, 70000), tables=torch.ones(2, 8, 8)), "at most 65500 pixels a side"),
+    (lambda: Grayscale(SHAPE, weights="rgb"), "weights is one of mean, luma, got 'rgb'"),
+    (lambda: build_operator("blur-kernel", SHAPE, kernel=clear_file()), "has transparent pixels; save it opaque"),
+    (lambda: build_operator("inpaint", SHAPE, mask=clear_file()), "has transparent pixels; save it opaque"),
+    (lambda: image_shape_of("blurr", SHAPE), "Unknown operator 'blurr'; choose one of identity"),
+    (lambda: image_shape_of("downsample", SHAPE, factor=0), "factor must be a whole number of at least 1, got 0"),
+    (lambda: image_shape_of("grayscale", SHAPE), r"expects a grey picture \(1 channel\), got 3; save it as grey"),
 ]
 
 
@@ -528,8 +595,11 @@ def test_bad_arguments_give_the_sentence(build: Callable[[], Operator], sentence
 
 def test_fields_have_simple_types() -> None:
     """The command line maps strings to fields by these types."""
-    for name in OPERATORS:
-        for parameter in operator_fields(name).values():
+    for name, entry in OPERATORS.items():
+        parameters = dict(inspect.signature(entry, eval_str=True).parameters)
+        del parameters["image_shape"]
+        assert set(operator_fields(name)) == set(parameters)
+        for parameter in parameters.values():
             assert parameter.kind is parameter.KEYWORD_ONLY
             literal = getattr(parameter.annotation, "__args__", ())
             assert parameter.annotation in (int, float, str) or all(isinstance(value, str) for value in literal)
@@ -656,6 +726,36 @@ def test_kernel_file_of_16_bits_keeps_its_precision() -> None:
     torch.testing.assert_close(row, torch.tensor([300.0, 1000.0, 300.0]).double() / 1600)
 
 
+def test_mask_file_is_read_as_the_command_line_reads_it() -> None:
+    """By the mean of the channels, not by luma, which differs for green and blue; and upright."""
+    colours = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    colours[0, :3] = [[0, 255, 0], [150, 0, 240], [128, 128, 127]]
+    for orientation in range(1, 9):
+        path = str(Path(FILES.name, f"colours{orientation}.png"))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(colours).save(path, exif=exif)
+        assert torch.equal(masks.from_file(path) == 0, load_mask(path))
+    assert masks.from_file(str(Path(FILES.name, "colours1.png")))[0, :3].tolist() == [1, 0, 1]
+    assert masks.from_file(path).shape == (12, 9)
+
+
+def test_too_large_a_picture_gives_the_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's guard against bombs, here of 50 pixels, raises an exception of its own."""
+    path = str(Path(FILES.name, "large.jpg"))
+    Image.fromarray(np.zeros((16, 16), dtype=np.uint8)).save(path)
+    operator = build_operator("jpeg", (1, 16, 16))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    for name, fields in [
+        ("jpeg", {"tables_from": path}),
+        ("inpaint", {"mask": path}),
+        ("blur-kernel", {"kernel": path}),
+    ]:
+        with pytest.raises(ValueError, match="has more pixels than can be restored; make the picture smaller"):
+            build_operator(name, (1, 16, 16), **fields)
+    assert operator(torch.zeros(1, 1, 16, 16)).isfinite().all()  # a picture in memory is no bomb
+
+
 @pytest.mark.parametrize("mask", [masks.random, masks.brush])
 def test_mask_is_its_seed(mask: Callable[..., Tensor]) -> None:
     assert torch.equal(mask((40, 31), 0.3, 0), mask((40, 31), 0.3, 0))
@@ -777,6 +877,53 @@ def test_jpeg_refuses_other_subsampling() -> None:
     Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(path, subsampling="4:2:2")
     with pytest.raises(ValueError, match="colours subsampled other than 4:4:4 or 4:2:0"):
         build_operator("jpeg", SHAPE, tables_from=path)
+
+
+def turned_file(orientation: int, height: int, width: int, subsampling: str = "4:2:0") -> str:
+    path = str(Path(FILES.name, f"turned{orientation}_{height}x{width}.jpg"))
+    pixels = ((picture(3, height, width)[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, quality=8, subsampling=subsampling, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
+def test_jpeg_as_a_turned_file(orientation: int, subsampling: str) -> None:
+    """Its picture is already compressed: the same blocks and steps, upright, change it by far less than others do."""
+    path = turned_file(orientation, 32, 48, subsampling)
+    x = load_image(path).tensor[None]
+    operator = build_operator("jpeg", tuple(x.shape[1:]), tables_from=path)
+    expected = build_operator("jpeg", SHAPE, quality=8, subsampling=subsampling).tables
+    assert torch.equal(operator.tables, expected.mT if orientation > 4 else expected)
+    change = (operator(x) - x).norm()
+    other = JPEG(operator.image_shape, tables=operator.tables.mT, subsampling=operator.subsampling)
+    shifted = torch.roll(operator(torch.roll(x, (3, 3), (2, 3))), (-3, -3), (2, 3))
+    assert change < 0.5 * (other(x) - x).norm() and change < 0.5 * (shifted - x).norm()
+
+
+@pytest.mark.parametrize(("orientation", "height", "width"), [(3, 32, 40), (3, 24, 48), (6, 24, 48), (8, 32, 40)])
+def test_jpeg_refuses_turned_cut_blocks(orientation: int, height: int, width: int) -> None:
+    path = turned_file(orientation, height, width)
+    with pytest.raises(ValueError, match=rf"EXIF orientation {orientation}.* blocks of 16 x 16.*or give quality="):
+        build_operator("jpeg", SHAPE, tables_from=path)
+
+
+def test_jpeg_takes_cut_blocks_that_stay_at_the_end() -> None:
+    for orientation, height, width in [(1, 25, 41), (5, 25, 41), (6, 32, 41), (8, 25, 48)]:
+        build_operator("jpeg", SHAPE, tables_from=turned_file(orientation, height, width))
+
+
+def test_jpeg_without_table_0_gives_the_sentence() -> None:
+    """The number of each table, after the marker and the length, becomes 1 or 2; the frame's header is left alone."""
+    path = Path(turned_file(1, 16, 16))
+    data = bytearray(path.read_bytes())
+    for number, start in enumerate([i for i in range(len(data)) if data[i : i + 4] == b"\xff\xdb\x00\x43"], start=1):
+        data[start + 4] = number
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"has quantisation tables \[1, 2\] but no table 0; save it again"):
+        build_operator("jpeg", SHAPE, tables_from=str(path))
 
 
 def test_jpeg_needs_kornia_only_for_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

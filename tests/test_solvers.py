@@ -10,7 +10,7 @@ from toys import ReplayRng, ToyLatentPrior
 
 from invsolve import SOLVERS, GaussianNoise, NoNoise, Problem, Status, build_operator, build_solver, simulate, solve
 from invsolve.operators import OPERATORS
-from invsolve.priors import DiscreteVP, Full, GaussianPrior, PowerLaw, Rescheduled
+from invsolve.priors import DiscreteVP, Endpoints, Full, GaussianPrior, PowerLaw, Rescheduled
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
 from invsolve.rng import ImageRng
@@ -83,11 +83,14 @@ def test_one_network_call_per_step(name):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_runs_on_every_path(name):
-    """The same prior on a variance-preserving path solves the same problem."""
+def test_the_path_does_not_matter(name):
+    """The same prior on a variance-preserving path, times of equal sigma/alpha, same draws: the same picture."""
     problem = toy()
+    problem = dataclasses.replace(problem, y=problem.y.double())
     vp = Rescheduled(PRIOR, DiscreteVP(linear_betas()))
-    assert two_steps(name, problem, vp, n=10).ok
+    solver = SOLVERS[name]()
+    flow, other = (solve(problem, p, solver, make_times("restoration", 10, p.schedule)).samples for p in (PRIOR, vp))
+    torch.testing.assert_close(flow, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -101,7 +104,8 @@ def test_mean_against_the_closed_form(name):
         result = solve(problem, PRIOR, solver, times, samples=64, batch_size=64)
         errors.append(float((result.mean - exact).norm() / exact.norm()))
     assert errors[-1] < MEAN_ERROR[name], errors
-    assert errors[-1] < errors[0] + 0.05, errors
+    assert errors[-1] < errors[0], errors
+    assert not solver.samples_posterior  # none of these claims it: whoever does is held to it by its covariance
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -115,12 +119,57 @@ def test_solvers_are_frozen_and_typed(name):
     assert build_solver(name) == solver
 
 
+def test_gradients_are_counted():
+    assert two_steps("dps", toy(), n=6).stats["network_vjp"] == 6
+    assert two_steps("diffpir", toy(), n=6).stats["network_vjp"] == 0
+    prior = ToyLatentPrior(torch.zeros(1, 4, 4, 4), torch.tensor(1.0), torch.randn(3, 4))
+    stats = two_steps("flowdps", toy(), prior, n=6).stats
+    assert stats["decode_vjp"] == 18
+    assert stats["network_vjp"] == 0
+
+
 def test_latent_priors():
-    """The solvers that need only gradients and predictions run through a decoder."""
+    """Every solver runs through a decoder, and its picture explains the data better than an empty one."""
     g = torch.Generator().manual_seed(0)
     prior = ToyLatentPrior(torch.zeros(1, 4, 4, 4), torch.tensor(1.0), torch.randn(3, 4, generator=g))
+    x = prior.decode(torch.randn(1, 4, 4, 4, generator=g))
+    operator, noise = build_operator("downsample", SHAPE, factor=2), GaussianNoise(0.1)
+    problem = Problem(operator, noise, simulate(operator, noise, x, ImageRng([0])))
     for name in SOLVERS:
-        assert two_steps(name, toy(), prior, n=5).ok, name
+        result = two_steps(name, problem, prior, n=30)
+        assert result.ok, name
+        assert float(result.chi2.mean()) < 0.5 * float(problem.chi2(torch.zeros_like(x))), name
+
+
+def test_a_saturating_decoder_does_not_hide_a_failure():
+    """tanh turns an infinite latent into a picture; the status must not."""
+    prior = ToyLatentPrior(torch.zeros(1, 4, 4, 4), torch.tensor(1.0), torch.randn(3, 4))
+    prior.predict = lambda z, t: Endpoints(torch.full_like(z, torch.inf), z)
+    assert two_steps("flowdps", toy(), prior, n=2).status[0][0] is Status.nonfinite
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_trajectory_can_be_kept(name):
+    """Estimates handed to observers are not changed afterwards."""
+    kept = []
+    two_steps(name, toy(), n=4, observers=[lambda step, steps, rows, estimate: kept.append(estimate.image())])
+    assert all((a - b).abs().max() > 0 for a, b in pairwise(kept))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "diffpir(zeta=2)",
+        "ddnm(eta=-0.1)",
+        "dps(eta=3)",
+        "flowdps(inner_steps=-1)",
+        "reddiff(lr=-1)",
+        "dps(step_size=-1)",
+    ],
+)
+def test_hyperparameters_have_ranges(spec):
+    with pytest.raises(ValueError, match="must be"):
+        build_solver(spec)
 
 
 def test_nonfinite_rows_are_reported_and_the_others_go_on():
@@ -213,6 +262,7 @@ def test_ddnm_equals_a_second_writing(row):
     uty = np.zeros(len(vt))
     uty[: len(y)] = u.T @ y
     z = noisy_first_guess(a, y, sigma, times[0], draws[0])
+    seen = set()
     for (t, s), n in zip(pairs, noise, strict=True):
         z0, eps = predict(z, t)
         alpha, level = 1 - float(s), float(s)
@@ -224,8 +274,9 @@ def test_ddnm_equals_a_second_writing(row):
         z0_ = z0_ + lam * (uty / safe - z0_)
         fresh = np.where(strong, np.sqrt(np.maximum(level**2 - (c / safe) ** 2, 0)), eta * level)
         kept = np.where(v > 0, 0, np.sqrt(1 - eta**2) * level)
-        assert weak.any() or strong.any()
+        seen.update(kind for kind, which in (("weak", weak), ("strong", strong)) if which.any())
         z = vt.T @ (alpha * z0_ + kept * eps_ + fresh * n_)
+    assert seen == {"weak", "strong"}  # both branches were reached
     solver, rng = SOLVERS["ddnm"](eta=eta), ReplayRng(draws)
     state = solver.init(times[0], problem, prior, rng)
     for t, s in pairs:

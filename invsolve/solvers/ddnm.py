@@ -8,13 +8,15 @@ With A = U diag(v) V^T and c = alpha_s sigma_y (c = 0 is DDNM):
         z0      = z0 + V diag(lambda_i / v_i) U^T (y - A z0)
         z_s     = alpha_s z0 + V diag(kept_i) V^T eps + V diag(fresh_i) V^T n,  n ~ N(0, I)
 
-        component                  lambda                            kept             fresh
-        v_i > 0, v_i sigma_s >= c  1                                 0                sqrt(sigma_s^2 - (c / v_i)^2)
-        v_i > 0, v_i sigma_s < c   v_i sigma_s sqrt(1 - eta^2) / c   0                eta sigma_s
-        v_i = 0                    0                                 sqrt(1 - eta^2) sigma_s  eta sigma_s
+        component                  lambda_i                       kept_i                 fresh_i
+        v_i > 0, v_i sigma_s >= c  1                              0                      sqrt(sigma_s^2 - c^2 / v_i^2)
+        v_i > 0, v_i sigma_s < c   v_i sigma_s sqrt(1-eta^2) / c  0                      eta sigma_s
+        v_i = 0                    0                              sqrt(1-eta^2) sigma_s  eta sigma_s
 
-so that the noise of y and the fresh noise together have the level sigma_s of the path.  An operator without a
-spectrum (JPEG, non-circular blur) uses its pseudo-inverse with one lambda = min(1, sigma_s / c) for all components.
+so that the noise of y and the fresh noise together have the level sigma_s of the path.  Without a spectrum
+(non-circular blur, latent priors) v_i / (v_i^2 + (c / sigma_s)^2) takes the place of lambda_i / v_i, one proximal
+step; a non-linear operator uses its pseudo-inverse with lambda = min(1, sigma_s / c).  Both then refresh noise as in
+the null space, slightly more than needed, since how much of it came with y is not known.
 
 | | paper | official code | here |
 |---|---|---|---|
@@ -31,12 +33,12 @@ import torch
 from torch import Tensor
 
 from ..linalg import expand_to
-from ..operators.base import PinvOperator
+from ..operators.base import LinearOperator, PinvOperator
 from ..operators.spectral import SpectralOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver
+from ..solver import Solver, check_range
 from ._pieces import noisy_first_guess, transition
 
 __all__ = ["DDNM"]
@@ -56,6 +58,9 @@ class DDNM(Solver[Tensor]):
 
     eta: float = 0.85
 
+    def __post_init__(self) -> None:
+        check_range(self, 0, 1, "eta")
+
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)
 
@@ -67,9 +72,7 @@ class DDNM(Solver[Tensor]):
         operator, x0 = problem.operator, prior.decode(z0)
 
         if not isinstance(operator, SpectralOperator) or x0 is not z0:  # no spectrum, or not in the space of z
-            assert isinstance(operator, PinvOperator)
-            weight = torch.where(c > sigma_s, sigma_s / c.clamp_min(1e-30), 1)
-            z0 = prior.encode(x0 + weight * (operator.pinv(problem.y) - operator.pinv(operator(x0))))
+            z0 = prior.encode(self._consistent(x0, problem, c / sigma_s))
             return transition(prior, s, z0, eps, eta * sigma_s, rng)
 
         def gain(v: Tensor) -> Tensor:  # lambda / v^2, applied to A^T (y - A x)
@@ -86,3 +89,12 @@ class DDNM(Solver[Tensor]):
         z0 = z0 + operator.spectral(-operator.adjoint(problem.residual(z0)), gain)
         noise = operator.spectral(eps, kept) + operator.spectral(rng.randn_like(eps), fresh)
         return alpha_s * z0 + noise
+
+    def _consistent(self, x0: Tensor, problem: Problem, ratio: Tensor) -> Tensor:
+        """x0 made to explain y where no spectrum is at hand, trusting y less as c / sigma_s grows."""
+        operator = problem.operator
+        if isinstance(operator, LinearOperator):
+            rho = ratio.flatten().square().clamp(1e-6, 1e6)
+            return operator.prox(x0, problem.y, rho)
+        assert isinstance(operator, PinvOperator)
+        return x0 + (1 / ratio.clamp_min(1)) * (operator.pinv(problem.y) - operator.pinv(operator(x0)))

@@ -21,6 +21,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -30,12 +31,11 @@ from ..operators.base import LinearOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver
+from ..solver import Solver, check_range
 from ._pieces import noisy_first_guess
 
 __all__ = ["DiffPIR"]
 
-MIN_SIGMA = 1 / 255  # noise level at which noiseless data is held: half an 8-bit rounding step in [-1, 1] units
 MIN_RHO = 1e-5  # keeps the proximal step well posed at the first times, where sigma_t / alpha_t is huge
 
 
@@ -55,13 +55,17 @@ class DiffPIR(Solver[Tensor]):
     weight: float = 2.0
     zeta: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_range(self, 0, math.inf, "weight")
+        check_range(self, 0, 1, "zeta")
+
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)
 
     def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         alpha_t, sigma_t = prior.schedule(t)
         z0 = prior.predict(state, t).clean
-        rho = self.weight * (problem.std.clamp_min(MIN_SIGMA) / prior.schedule.ratio(t)).square()
+        rho = self.weight * (problem.level / prior.schedule.ratio(t)).square()
         z0 = prior.encode(problem.linear.prox(prior.decode(z0), problem.y, rho.clamp_min(MIN_RHO)))
         eps = (state - expand_to(alpha_t, z0) * z0) / expand_to(sigma_t, z0)
         noise = self.zeta**0.5 * rng.randn_like(z0) + (1 - self.zeta) ** 0.5 * eps

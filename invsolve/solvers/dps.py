@@ -9,8 +9,10 @@
 | | paper | official code | RED-diff's version | here |
 |---|---|---|---|---|
 | gradient | of the squared norm, step zeta / |r| | of the norm (half of it) | 2x the official one | of the norm |
-| step_size | 0.3 to 1 (x 2) | 0.3 blur and super-resolution, 0.5 inpainting, 1000 steps | 0.1 to 2 | 1 at 100 steps |
+| step_size | 0.3 to 1 (x 2) | 0.3 blur and super-resolution, 0.5 inpainting, 1000 steps | 0.1 to 2 | 10 at 100 steps |
 | eta | 1 (DDPM, learned variance) | 1 | 0 to 1 | 1 |
+| clip | – | yes | yes | no |
+| grid | 1000 even steps | 1000 | 100 | `restoration` |
 
 The published step belongs to variance-preserving latents with 1000 steps: on any other path the update is scaled by
 hypot(alpha, sigma), so that a prior viewed under another schedule gives the same picture.
@@ -18,6 +20,7 @@ hypot(alpha, sigma), so that a prior viewed under another schedule gives the sam
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +30,7 @@ from ..linalg import expand_to, norm
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver
+from ..solver import Solver, check_range
 from ._pieces import ancestral_std, noisy_first_guess, transition
 
 __all__ = ["DPS"]
@@ -44,12 +47,16 @@ class DPS(Solver[Tensor]):
             sensible for pixel priors.
     """
 
-    times = "vp"
+    times = "restoration"
     steps = 100
 
-    step_size: float = 1.0
+    step_size: float = 10.0
     eta: float = 1.0
     clip: bool = False
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, math.inf, "step_size")
+        check_range(self, 0, 1, "eta")
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)

@@ -23,8 +23,9 @@ it takes one norm over the whole batch; here every picture has its own.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -34,7 +35,7 @@ from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver
+from ..solver import Solver, check_range
 from ._pieces import noisy_first_guess
 
 __all__ = ["FlowDPS"]
@@ -59,6 +60,13 @@ class FlowDPS(Solver[Tensor]):
     step_size: float = 1.0
     inner_steps: int = 3
     data_term: DataTerm = "half_sq"
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, math.inf, "step_size", "inner_steps")
+        if self.data_term not in get_args(DataTerm):
+            raise ValueError(
+                f"FlowDPS: data_term must be one of {', '.join(get_args(DataTerm))}, got {self.data_term!r}."
+            )
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)

@@ -23,6 +23,7 @@ The official code takes the means over the whole batch, which only scales both t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -34,7 +35,7 @@ from ..linalg import dot, expand_to, grad
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver
+from ..solver import Solver, check_range
 from ._pieces import first_guess
 
 __all__ = ["REDDiff"]
@@ -78,6 +79,7 @@ class REDDiff(Solver[State]):
     weighting: str = "s_over_a"
 
     def __post_init__(self) -> None:
+        check_range(self, 0, math.inf, "lr", "weight")
         if self.weighting not in WEIGHTINGS:
             raise ValueError(f"Unknown weighting {self.weighting!r}; choose one of {', '.join(WEIGHTINGS)}.")
 
@@ -100,4 +102,4 @@ class REDDiff(Solver[State]):
         return State(mu, optimizer)
 
     def estimate(self, state: State) -> Tensor:
-        return state.mu
+        return state.mu.clone()  # Adam goes on in place
