@@ -101,7 +101,7 @@ def to_tensor(y: Tensor | np.ndarray | Image.Image | str | os.PathLike[str]) -> 
         return load_image(y).tensor[None]
     if isinstance(y, Image.Image):
         try:
-            upright = _upright(_expand(y, []), _exif(y, [])[1])
+            upright = _upright(_expand(y, []), _orientation(y))
             return _from_integers(_split_alpha(upright)[0])[None]
         except _RefusedError as error:
             raise ValueError(f"The picture {error}") from None
@@ -326,6 +326,14 @@ def _exif(image: Image.Image, notes: list[str]) -> tuple[bytes | None, int]:
         return block, 1
     notes.append("Turned upright by the EXIF orientation.")
     return block, orientation
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of somebody else's picture, which stays as it is."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  as in `_exif`
+        return 1
 
 
 def _descriptive(exif: Image.Exif) -> Image.Exif:

@@ -88,8 +88,6 @@ class Result:
         from safetensors.torch import save_file
 
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / "result.json").exists():
-            raise FileExistsError(f"{folder} exists and holds other files; choose another folder for the result.")
         with atomic_folder(folder) as work:
             save_file(
                 {"samples": self.samples.cpu().contiguous(), "chi2": self.chi2.cpu()}, work / "result.safetensors"

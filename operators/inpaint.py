@@ -67,7 +67,7 @@ class Inpaint(SpectralOperator):
 
 
 def inpaint(image_shape: Shape, *, mask: str) -> Inpaint:
-    """Fill the hole that is white in the picture at the path `mask`; black is kept, grey is cut at 128.
+    """Fill the hole that is white in the picture at the path `mask`; black is kept, grey is cut at 127.5.
 
     Raises:
         ValueError: if the picture cannot be read, has another size, or is all black or all white.

@@ -114,9 +114,7 @@ def _radius(size: int) -> int:
     if size < 1 or size % 2 == 0:
         raise ValueError(f"A kernel size is an odd number of pixels, so that it has a middle, got {size}.")
     if size > _LARGEST_SIDE:
-        raise ValueError(
-            f"A kernel is at most {_LARGEST_SIDE} pixels wide, this one has {size}; make the blur smaller."
-        )
+        raise ValueError(f"A kernel is at most {_LARGEST_SIDE} pixels wide, this one has {size}; make it smaller.")
     return size // 2
 
 

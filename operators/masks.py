@@ -91,7 +91,7 @@ def brush(shape: tuple[int, int], fraction: float, seed: int) -> Tensor:
 def from_file(path: str) -> Tensor:
     """The mask drawn in a picture: white is the hole to fill, black is kept.
 
-    The mean over the channels is cut at 128 of 255, after turning the picture upright.
+    The mean over the channels is cut at 127.5 of 255, after turning the picture upright.
 
     Raises:
         ValueError: if there is no readable picture, it has transparent pixels, or is black or white everywhere.

@@ -29,7 +29,7 @@ def read_grey(path: str) -> Tensor:
 
 
 def read_holes(path: str) -> Tensor:
-    """The mask at `path`: (H, W) bool, True where the mean over the channels is 128 of 255 or more.
+    """The mask at `path`: (H, W) bool, True where the mean over the channels is above 127.5 of 255.
 
     Raises:
         ValueError: if there is no readable picture, it has transparent pixels, or is black or white everywhere.

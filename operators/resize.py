@@ -169,6 +169,4 @@ def _check_factor(image_shape: Shape, factor: int) -> None:
 
 def _check_positive(factor: int) -> None:
     if factor < 1:
-        raise ValueError(
-            f"factor must be a whole number of at least 1, got {factor}; 4 shrinks each side to a quarter."
-        )
+        raise ValueError(f"factor must be a whole number of at least 1, got {factor}; 4 makes a quarter of each side.")

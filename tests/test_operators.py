@@ -538,7 +538,7 @@ BAD_FIELDS = [
     ("inpaint-random", {"seed": 2**70}, r"seed is a whole number from 0 to 2\^63 - 1, got 1180591620717411303424"),
     ("inpaint-brush", {"seed": -1}, "from 0 to"),
     ("blur-shake", {"size": 5, "seed": 2**64}, "seed is a whole number"),
-    ("blur", {"sigma": 1e6}, "at most 4095 pixels wide, this one has 8000001; make the blur smaller"),
+    ("blur", {"sigma": 1e6}, "at most 4095 pixels wide, this one has 8000001; make it smaller"),
     ("blur-uniform", {"size": 2000001}, "at most 4095 pixels wide, this one has 2000001"),
     ("blur-motion", {"length": 1e13}, "at most 4095 pixels wide, this one has 10000000000001"),
     ("blur-shake", {"size": 4097}, "at most 4095 pixels wide, this one has 4097"),
@@ -729,7 +729,7 @@ def test_kernel_file_of_16_bits_keeps_its_precision() -> None:
 def test_mask_file_is_read_as_the_command_line_reads_it() -> None:
     """By the mean of the channels, not by luma, which differs for green and blue; and upright."""
     colours = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
-    colours[0, :3] = [[0, 255, 0], [150, 0, 240], [128, 128, 127]]
+    colours[0, :3] = [[0, 255, 0], [150, 0, 240], [128, 127, 127]]
     for orientation in range(1, 9):
         path = str(Path(FILES.name, f"colours{orientation}.png"))
         exif = Image.Exif()

@@ -48,8 +48,9 @@ def two_steps(name, problem, prior=PRIOR, samples=1, n=2, **options):
 
 @pytest.mark.parametrize("row", [row for row in OPERATORS if row not in NEEDS_FILE])
 @pytest.mark.parametrize("name", SOLVERS)
-def test_every_solver_with_every_operator(name, row):
-    problem = toy(row)
+@pytest.mark.parametrize("sigma", [0.1, 0.0])
+def test_every_solver_with_every_operator(name, row, sigma):
+    problem = toy(row, sigma=sigma)
     if not isinstance(problem.operator, SOLVERS[name].requires):
         with pytest.raises(TypeError, match="choose another solver"):
             two_steps(name, problem)

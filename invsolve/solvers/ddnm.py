@@ -72,7 +72,8 @@ class DDNM(Solver[Tensor]):
         operator, x0 = problem.operator, prior.decode(z0)
 
         if not isinstance(operator, SpectralOperator) or x0 is not z0:  # no spectrum, or not in the space of z
-            z0 = prior.encode(self._consistent(x0, problem, c / sigma_s))
+            distrust = torch.where(c > 0, c / sigma_s, 0)  # infinite at the last step of a noisy problem
+            z0 = prior.encode(self._consistent(x0, problem, distrust))
             return transition(prior, s, z0, eps, eta * sigma_s, rng)
 
         def gain(v: Tensor) -> Tensor:  # lambda / v^2, applied to A^T (y - A x)
@@ -90,11 +91,11 @@ class DDNM(Solver[Tensor]):
         noise = operator.spectral(eps, kept) + operator.spectral(rng.randn_like(eps), fresh)
         return alpha_s * z0 + noise
 
-    def _consistent(self, x0: Tensor, problem: Problem, ratio: Tensor) -> Tensor:
-        """x0 made to explain y where no spectrum is at hand, trusting y less as c / sigma_s grows."""
+    def _consistent(self, x0: Tensor, problem: Problem, distrust: Tensor) -> Tensor:
+        """x0 made to explain y where no spectrum is at hand, trusting y less as c / sigma_s (B, 1, 1, 1) grows."""
         operator = problem.operator
         if isinstance(operator, LinearOperator):
-            rho = ratio.flatten().square().clamp(1e-6, 1e6)
+            rho = distrust.flatten().square().clamp(1e-6, 1e6)
             return operator.prox(x0, problem.y, rho)
         assert isinstance(operator, PinvOperator)
-        return x0 + (1 / ratio.clamp_min(1)) * (operator.pinv(problem.y) - operator.pinv(operator(x0)))
+        return x0 + (1 / distrust.clamp_min(1)) * (operator.pinv(problem.y) - operator.pinv(operator(x0)))
