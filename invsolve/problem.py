@@ -135,11 +135,13 @@ class Problem:
         operator: A.
         noise: what was added.
         y: measurements (B, *data_shape).
+        particles: how many consecutive rows are samples of the same measurement that may see each other.
     """
 
     operator: Operator
     noise: Noise
     y: Tensor
+    particles: int = 1
 
     def __post_init__(self) -> None:
         name = type(self.operator).__name__
@@ -187,9 +189,9 @@ class Problem:
         misfit = self.residual(x).square().flatten(1).sum(dim=1) / self.n_data
         return torch.where(std > 0, misfit / std.square().clamp_min(1e-30), torch.nan)
 
-    def rows(self, index: Tensor) -> Problem:
+    def rows(self, index: Tensor, particles: int = 1) -> Problem:
         """The problem of the given rows, repeated as often as they are named."""
-        return Problem(self.operator, self.noise, self.y[index])
+        return Problem(self.operator, self.noise, self.y[index], particles)
 
 
 def simulate(operator: Operator, noise: Noise, x: Tensor, rng: ImageRng) -> Tensor:

@@ -65,7 +65,7 @@ def solve(
         times: decreasing times in the prior's schedule; the solver's own default grid if not given.
         samples: number of samples S per measurement.
         seed: seed of the run.
-        batch_size: most rows that go through the network at once.
+        batch_size: most rows that go through the network at once; the particles of an interacting solver stay together.
         observers: called after every step.
 
     Returns:
@@ -94,9 +94,11 @@ def solve(
     start = time.perf_counter()
     metered = Metered(prior)
     rows = [(b, s) for b in range(len(problem.y)) for s in range(samples)]
+    group = samples if solver.interacting else 1  # rows that must stay together
+    size = max(batch_size // group, 1) * group
     parts = [
-        _solve_batch(problem, metered, solver, times, seed, rows[k : k + batch_size], observers)
-        for k in range(0, len(rows), batch_size)
+        _solve_batch(problem, metered, solver, times, seed, rows[k : k + size], group, observers)
+        for k in range(0, len(rows), size)
     ]
     x, chi2, finite = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     chi2 = chi2.reshape(-1, samples)
@@ -115,11 +117,12 @@ def _solve_batch(
     times: Tensor,
     seed: int,
     rows: list[tuple[int, int]],
+    particles: int,
     observers: Sequence[Observer],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The final pictures (B, C, H, W) of one batch of rows, their chi^2 (B,) and whether they stayed finite (B,)."""
     y = problem.y
-    problem = problem.rows(torch.tensor([b for b, _ in rows], device=y.device))
+    problem = problem.rows(torch.tensor([b for b, _ in rows], device=y.device), particles)
     rng = ImageRng(derive_seed(seed, b, s) for b, s in rows)
     times = times.to(y.device, y.dtype)
     state = solver.init(times[0], problem, prior, rng)

@@ -29,6 +29,7 @@ class Solver(abc.ABC, Generic[State]):
 
     requires: ClassVar[type[Operator]] = Operator  # type: ignore[type-abstract] # the capability it needs of an operator
     samples_posterior: ClassVar[bool] = False  # whether its samples are meant to follow p(x | y)
+    interacting: ClassVar[bool] = False  # particles: the samples of one measurement see each other
     times: ClassVar[str] = "uniform"  # default time grid, a name of times.TIMES
     steps: ClassVar[int] = 50  # default number of steps
 
@@ -39,6 +40,10 @@ class Solver(abc.ABC, Generic[State]):
     @abc.abstractmethod
     def step(self, state: State, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         """From time t to s < t."""
+
+    def network_calls(self, steps: int) -> int:
+        """Calls of `prior.predict` per sample in a run of that many steps; a test holds every solver to it."""
+        return steps
 
     def estimate(self, state: State) -> Tensor:
         """The latent to decode (B, *latent_shape)."""

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from invsolve.priors.network import ResidualUNet
@@ -57,7 +58,7 @@ class Crops:
             stamp = Image.open(path).convert("RGBA")
             stamp.thumbnail((STAMP_SIZE, STAMP_SIZE), Image.Resampling.LANCZOS)
             self.stamps.append(np.asarray(stamp))
-        weight = np.array([photo.shape[0] * photo.shape[1] for photo in self.photos]) ** 0.5
+        weight = np.array([photo.shape[0] * photo.shape[1] for photo in self.photos]) ** 0.25  # small ones are denser
         self.cumulative = np.cumsum(weight / weight.sum())
 
     def batch(self, n: int) -> Tensor:
@@ -123,13 +124,20 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(g: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrices, roughly: five Newton-Schulz steps with Jordan's coefficients."""
+    """Nearest semi-orthogonal matrices, roughly: five Newton-Schulz steps with Jordan's coefficients.
+
+    Every step multiplies x by a polynomial in x x^T, so the steps run on the small Gram matrices and x is multiplied
+    once, by their product: for a 3 x 3 convolution a third of the work.
+    """
     wide = g.shape[1] <= g.shape[2]
     x = g if wide else g.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    gram = x @ x.mT
+    product = identity = torch.eye(gram.shape[1]).expand_as(gram)
     for _ in range(5):
-        a = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+        factor = 3.4445 * identity + torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        gram, product = factor @ gram @ factor, factor @ product
+    x = product @ x
     return x if wide else x.mT
 
 
@@ -162,17 +170,18 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.01, help="of Muon")
     parser.add_argument("--lr-adam", type=float, default=1e-3, help="of Adam")
     parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 192))
-    parser.add_argument("--blocks", type=int, nargs="+", default=(2, 3, 4))
+    parser.add_argument("--blocks", type=int, nargs="+", default=(4, 4, 4))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue from OUT.state, for a new stretch of --minutes")
-    parser.add_argument("--start", type=Path, help="start from the weights of this prior folder")
+    parser.add_argument("--start", type=Path, help="start from this prior folder's weights; more --blocks start as identity")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     torch.manual_seed(args.seed)
+    network = ResidualUNet(widths=tuple(args.widths), blocks=tuple(args.blocks))
     if args.start:
-        network = ResidualUNet.from_pretrained(args.start / "unet", low_cpu_mem_usage=False)
-    else:
-        network = ResidualUNet(widths=tuple(args.widths), blocks=tuple(args.blocks))
+        weights = load_file(args.start / "unet" / "diffusion_pytorch_model.safetensors")
+        if extra := network.load_state_dict(weights, strict=False).unexpected_keys:
+            parser.error(f"{args.start} has weights that this network lacks ({extra[0]}, ...); give more --blocks.")
     network = network.to(memory_format=torch.channels_last).train()
     inner = [p for name, p in network.named_parameters() if p.ndim == 4 and not name.startswith("conv_")]
     outer = [p for name, p in network.named_parameters() if p.ndim != 4 or name.startswith("conv_")]
