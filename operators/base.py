@@ -90,6 +90,10 @@ class PinvOperator(Operator):
     def pinv(self, y: Tensor) -> Tensor:
         """A^+ y: (B, *data_shape) -> (B, *image_shape)."""
 
+    def project(self, x: Tensor, y: Tensor) -> Tensor:
+        """The picture next to x that explains noiseless data y (B, *data_shape): x + A^+ y - A^+ A x."""
+        return x + self.pinv(y) - self.pinv(self.forward(x))
+
 
 class LinearOperator(PinvOperator):
     """A linear operator with its exact adjoint; pseudo-inverse and proximal step come from CG by default.

@@ -78,6 +78,33 @@ class JPEG(PinvOperator):
     def pinv(self, y: Tensor) -> Tensor:
         return y
 
+    def project(self, x: Tensor, y: Tensor) -> Tensor:
+        """Every DCT coefficient of x moved into its quantisation cell, at most half a step from the coefficient of y.
+
+        What y's file holds is found again from its pixels: decoding spreads the half-size colours with the triangle
+        filter of libjpeg, which is undone here, and the rest is rounding.  Up to that rounding and to clipping the true
+        picture is not moved, and x + A^+ y - A^+ A x, which would copy y's blocks, is not its equal.
+        """
+        from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
+
+        def planes(picture: Tensor) -> Tensor:  # luma and colours as libjpeg sees them, around 0
+            unit = (picture + 1) / 2
+            return 255 * (unit if len(picture[0]) == 1 else rgb_to_ycbcr(unit)) - 255 / 2
+
+        halved = self.image_shape[0] == 3 and self.subsampling == "4:2:0"
+        old, data = planes(x), planes(y)
+        luma, chroma = self.tables.to(x)
+        moved = [old[:, :1] + _to_cells(old[:, :1] - 0.5, data[:, :1] - 0.5, luma)]  # luma is around 128, not 127.5
+        if halved:
+            shift = _to_cells(_halve(old[:, 1:]), _undo_triangle(_halve(data[:, 1:])), chroma)
+            shift = shift.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
+            moved.append(old[:, 1:] + shift[..., : x.shape[-2], : x.shape[-1]])
+        elif len(x[0]) == 3:
+            moved.append(old[:, 1:] + _to_cells(old[:, 1:], data[:, 1:], chroma))
+        both = [(p + 255 / 2) / 255 for p in (torch.cat(moved, dim=1), old)]
+        new, before = both if len(x[0]) == 1 else [ycbcr_to_rgb(p) for p in both]
+        return x + 2 * (new - before)
+
     def soft(self, x: Tensor) -> Tensor:
         """The differentiable codec whose gradient `forward` has: (B, *image_shape) in [-1, 1] to the same."""
         try:
@@ -186,6 +213,53 @@ def _orientation(picture: JpegImagePlugin.JpegImageFile) -> int:
     except Exception:  # noqa: BLE001  cameras write EXIF of every kind; `load_image` takes such pictures as upright
         return 1
     return orientation if orientation in range(1, 9) else 1
+
+
+def _to_cells(planes: Tensor, data: Tensor, table: Tensor) -> Tensor:
+    """What to add to planes (B, C, H, W) so that their DCT coefficients lie in the cells of those of `data`."""
+    height, width = planes.shape[-2:]
+    old, target = _dct(planes), _dct(data)
+    target = table * (target / table).round()
+    change = torch.clamp(old, target - table / 2, target + table / 2) - old
+    basis = _dct_basis(planes)
+    blocks = basis.mT @ change @ basis  # (B, C, rows, columns, 8, 8)
+    return blocks.transpose(-3, -2).flatten(-4, -3).flatten(-2, -1)[..., :height, :width]
+
+
+def _dct(planes: Tensor) -> Tensor:
+    """Coefficients of the 8 x 8 blocks (B, C, rows, columns, 8, 8); the last row and column are repeated to fill."""
+    height, width = planes.shape[-2:]
+    full = torch.nn.functional.pad(planes, (0, -width % 8, 0, -height % 8), mode="replicate")
+    blocks = full.unfold(-2, 8, 8).unfold(-2, 8, 8)
+    basis = _dct_basis(planes)
+    return basis @ blocks @ basis.mT
+
+
+def _dct_basis(like: Tensor) -> Tensor:
+    """The orthonormal DCT-II of length 8 as a matrix."""
+    n = torch.arange(8, device=like.device, dtype=torch.float64)
+    basis = torch.cos(torch.pi / 8 * n[:, None] * (n + 0.5)) / 2
+    basis[0] /= 2**0.5
+    return basis.to(like)
+
+
+def _halve(planes: Tensor) -> Tensor:
+    """Means of 2 x 2 pixels; an odd last row or column is repeated."""
+    height, width = planes.shape[-2:]
+    full = torch.nn.functional.pad(planes, (0, width % 2, 0, height % 2), mode="replicate")
+    return torch.nn.functional.avg_pool2d(full, 2)
+
+
+def _undo_triangle(planes: Tensor) -> Tensor:
+    """Undo (1/8, 3/4, 1/8) along both axes: libjpeg's enlargement by 3/4 and 1/4, followed by the mean of two."""
+    for axis in (-1, -2):
+        n = planes.shape[axis]
+        index = torch.arange(n, device=planes.device)
+        spread = 0.75 * torch.eye(n, dtype=torch.float64, device=planes.device)
+        for step in (-1, 1):
+            spread[index, (index + step).clamp(0, n - 1)] += 0.125
+        planes = torch.tensordot(planes, torch.linalg.inv(spread).to(planes), dims=([axis], [1])).movedim(-1, axis)
+    return planes
 
 
 def _tables(picture: JpegImagePlugin.JpegImageFile) -> Tensor:

@@ -282,6 +282,17 @@ def test_pinv_explains_the_data(case: Case) -> None:
 
 
 @every_linear
+def test_projection(case: Case) -> None:
+    """What already explains y stays; what does not ends up explaining it, moved within the range of A^T only."""
+    operator, x, other = case.build(), images(), images(seed=5)
+    y, tolerance = operator(x), 1e-10 if case.closed else 1e-5
+    moved = operator.project(other, y)
+    assert relative(operator.project(x, y), x) < tolerance
+    assert relative(operator(moved), y) < tolerance
+    assert relative(other - moved, operator.pinv(operator(other - moved))) < (1e-9 if case.closed else 1e-3)
+
+
+@every_linear
 def test_pinv_and_prox_equal_dense_algebra(case: Case) -> None:
     """Against NumPy on the brute-force matrix, also for data that no picture explains."""
     operator, a, rho = case.build(), dense(case), torch.tensor(0.3, dtype=torch.float64)
@@ -851,6 +862,36 @@ def test_jpeg_explains_its_data() -> None:
     operator = build_operator("jpeg", tuple(x.shape[1:]), quality=10)
     y = operator(x)
     assert (operator(operator.pinv(y)) - y).norm() < 0.1 * (y - x).norm()
+
+
+@pytest.mark.parametrize(("channels", "quality", "subsampling"), CODECS)
+def test_jpeg_projection_leaves_the_true_picture(channels: int, quality: int, subsampling: str) -> None:
+    """Every coefficient of the true picture is in its cell; the cells of cut blocks are known less well."""
+    x = 0.8 * picture(channels, 48, 64)  # no clipping
+    operator = build_operator("jpeg", tuple(x.shape[1:]), quality=quality, subsampling=subsampling)
+    x = (x * 127.5).round() / 127.5
+    y = operator(x)
+    kept = operator.project(x, y)
+    assert (kept - x).norm() < (0.02 if quality < 90 else 0.3) * (y - x).norm()  # steps of 1 drown in rounding
+    cut = x[..., :37, :50]
+    odd = build_operator("jpeg", tuple(cut.shape[1:]), quality=quality, subsampling=subsampling)
+    assert (odd.project(cut, odd(cut)) - cut).norm() < 0.3 * (odd(cut) - cut).norm()
+
+
+@pytest.mark.parametrize(("channels", "subsampling"), [(3, "4:2:0"), (3, "4:4:4"), (1, "4:2:0")])
+def test_jpeg_projection_takes_the_nearest_picture_that_explains_y(channels: int, subsampling: str) -> None:
+    """A picture between the true one and y is in the cells already; one far off lands on their edge, half way to y."""
+    x = 0.8 * picture(channels, 48, 64)
+    operator = build_operator("jpeg", tuple(x.shape[1:]), quality=20, subsampling=subsampling)
+    y = operator(x)
+    between = 0.3 * x + 0.7 * y
+    assert (operator.project(between, y) - between).norm() < 0.05 * (y - x).norm()
+    far = torch.zeros_like(x)
+    moved = operator.project(far, y)
+    assert (operator.project(moved, y) - moved).norm() < 0.05 * (moved - far).norm()
+    assert (moved - y).norm() < 0.5 * (far - y).norm()
+    inside = moved + 0.2 * (y - moved)  # off the edge, where rounding decides
+    assert (operator(inside) - y).norm() < 0.1 * (far - y).norm()
 
 
 @pytest.mark.parametrize(("quality", "subsampling"), [(23, "4:2:0"), (77, "4:4:4")])
