@@ -13,7 +13,7 @@ from .priors import PRIORS, Prior, load_prior
 from .problem import GaussianNoise, Noise, NoNoise, PoissonNoise, Problem, simulate
 from .result import Result, Status
 from .rng import ImageRng
-from .solve import solve
+from .solve import default_times, solve
 from .solver import Solver
 from .solvers import SOLVERS, build_solver
 from .times import TIMES, make_times
@@ -37,6 +37,7 @@ __all__ = [
     "Status",
     "build_operator",
     "build_solver",
+    "default_times",
     "load_prior",
     "make_times",
     "restore",

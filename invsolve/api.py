@@ -18,22 +18,30 @@ from torch import Tensor, nn
 from .images import load_image, to_tensor
 from .operators import OPERATORS, LinearOperator, Operator, Shape, build_operator
 from .operators.base import check_shape
+from .operators.identity import Identity
 from .operators.sizes import image_shape_of
 from .priors import GreyPrior, Prior, load_prior
 from .problem import GaussianNoise, Noise, NoNoise, Problem
 from .result import Result
 from .rng import derive_seed
-from .solve import Observer, solve
+from .solve import Observer, default_times, solve
 from .solver import Solver
 from .solvers import build_solver
 from .spec import parse_spec
-from .times import make_times
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-__all__ = ["default_solver", "estimate_sigma", "make_noises", "restore", "sigma_of", "with_file_tables"]
+__all__ = [
+    "default_solver",
+    "default_steps",
+    "estimate_sigma",
+    "make_noises",
+    "restore",
+    "sigma_of",
+    "with_file_tables",
+]
 
 
 def restore(
@@ -94,25 +102,27 @@ def restore(
     noises = make_noises(sigma, operator, data)
     if operator.data_mask is not None:
         data = data * operator.data_mask.to(data)  # what a picture holds inside a hole is not a measurement
-    solver = default_solver(operator) if solver is None else solver
+    if solver is None:
+        solver = default_solver(operator)
+        steps = default_steps(operator, samples) if steps is None else steps
     solver = build_solver(solver) if isinstance(solver, str | Mapping) else solver
     prior_name = Path(prior).name if isinstance(prior, str) else type(prior).__name__
     prior = (load_prior(prior, dtype) if isinstance(prior, str) else prior).to(device)
     if prior.channels == 3 and operator.image_shape[0] == 1:
         prior = GreyPrior(prior)
-    grid = make_times(solver.times, solver.steps if steps is None else steps, prior.schedule)
+    problems = [Problem(operator, noise, rows) for noise, rows in zip(noises, data.chunk(len(noises)), strict=True)]
     results = [
         solve(
-            Problem(operator, noise, rows),
+            problem,
             prior,
             solver,
-            grid,
+            default_times(problem, prior, solver, steps),
             samples=samples,
             seed=seed if k == 0 else derive_seed(seed, k),
             batch_size=batch_size,
             observers=observers,
         )
-        for k, (noise, rows) in enumerate(zip(noises, data.chunk(len(noises)), strict=True))
+        for k, problem in enumerate(problems)
     ]
     sigmas = [sigma_of(noise) for noise in noises]
     record = {
@@ -121,7 +131,7 @@ def restore(
         "prior": prior_name,
         "sigma": sigmas[0] if len(sigmas) == 1 else sigmas,
         "seed": seed,
-        "steps": len(grid) - 1,
+        "steps": int(results[0].stats["steps"]),
         "samples": samples,
         "software": {"invsolve": version("invsolve"), "torch": torch.__version__},
     }
@@ -129,8 +139,15 @@ def restore(
 
 
 def default_solver(operator: Operator) -> str:
-    """The solver that is taken where none is named: DiffPIR if the operator is linear, else DDNM with fresh noise."""
-    return "diffpir" if isinstance(operator, LinearOperator) else "ddnm(eta=1.0)"
+    """The solver where none is named: DDRM for denoising, DiffPIR for other linear operators, else DDNM."""
+    if isinstance(operator, Identity):
+        return "ddrm"
+    return "diffpir" if isinstance(operator, LinearOperator) else "ddnm"
+
+
+def default_steps(operator: Operator, samples: int) -> int | None:
+    """Its steps where none are named: one for one denoised picture, which then is the posterior mean; else its own."""
+    return 1 if isinstance(operator, Identity) and samples == 1 else None
 
 
 def with_file_tables(name: str, fields: dict[str, Any], path: Path, file_format: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line: `invsolve restore`, `degrade`, `demo`, `list` and `info`.
+"""The command line: `invsolve restore`, `degrade`, `demo`, `validate`, `calibrate`, `list` and `info`.
 
 Whatever goes wrong for a reason the user can change ends as one sentence and exit code 2, at one place: `_Group`.
 """
@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from . import __version__
 from .choices import DTYPES, NOISES, is_expected, sentence
+from .cli_calibrate import calibrate_prior
 from .cli_degrade import degrade_files
 from .cli_restore import Options, restore_files
 from .images import MAX_PIXELS
@@ -191,6 +192,91 @@ def demo_command(
         console.print(HEADER)
         run_demo(out, prior=prior, samples=samples, seed=seed, observers=[bar], report=report)
     console.print(f"The pictures are in {out}.")
+
+
+@app.command("validate")
+def validate_command(
+    suite: Annotated[str | None, typer.Argument(help="A family of problems; without it, they are listed.")] = None,
+    solver: Annotated[
+        list[str] | None, typer.Option(help="NAME or 'NAME(field=value, ...)', repeatable.  Default: all.")
+    ] = None,
+    setting: Annotated[list[str] | None, typer.Option(help="Of the suite, such as dy=4, repeatable.")] = None,
+    problems: Annotated[int | None, typer.Option(help="Per setting; by default those of a full run.")] = None,
+    first: Annotated[int, typer.Option(help="Number of the first problem; 1000 and up are for tuning.")] = 0,
+    samples: Annotated[int | None, typer.Option(help="Per problem, or per truth with --calibrate.")] = None,
+    calls: Annotated[int | None, typer.Option(help="Network calls per sample at most; the steps follow.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Time steps, instead of --calls.")] = None,
+    times: Annotated[str, typer.Option(help="suite: its grid; own: the solver's; or a grid's name.")] = "suite",
+    particles: Annotated[int | None, typer.Option(help="Samples that see each other; by default all.")] = None,
+    one_each: Annotated[bool, typer.Option("--one-each", help="Keep one particle of every run.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the samples; the problems are always the same.")] = 0,
+    curve: Annotated[bool, typer.Option("--curve", help="Error against network calls, 5 to 500.")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="SBC ranks and TARP coverage instead.")] = False,
+    simulations: Annotated[int, typer.Option(help="Truths to calibrate with.")] = 200,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")] = Path("validation"),
+) -> None:
+    """Compare samplers with exact posteriors.
+
+    Writes one line per sampler and problem to results.jsonl, from which an interrupted run goes on, and a table.
+    """
+    from .cli_validate import ValidateOptions, validate_samplers  # draws figures: matplotlib is slow to load
+
+    options = ValidateOptions(
+        solvers=solver or (),
+        settings=setting or (),
+        problems=problems,
+        first=first,
+        samples=samples,
+        calls=calls,
+        steps=steps,
+        times=times,
+        particles=particles,
+        one_each=one_each,
+        seed=seed,
+        curve=curve,
+        calibrate=calibrate,
+        simulations=simulations,
+    )
+    validate_samplers(suite, out, options, _console(), _console(stderr=True))
+
+
+@app.command("calibrate")
+def calibrate_command(
+    inputs: Inputs,
+    prior: Annotated[str, typer.Option(help="A name, or the folder of a diffusers model.")] = "natural",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="A file ending in .safetensors or .json.  Default: calibration.safetensors in the prior's folder, "
+            "where the prior finds it.",
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the middle of each picture that is taken.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or another device of torch.")] = "auto",
+    dtype: Annotated[str, typer.Option(help=f"Of the network: {', '.join(DTYPES)}.")] = "float32",
+    batch_size: Annotated[int, typer.Option(help="Most times that go through the network at once.")] = 8,
+    max_pixels: PixelsOption = MAX_PIXELS,
+) -> None:
+    """Measure how well a prior knows the flow at each time: what the solver flair weighs it with.
+
+    Takes 100 network calls for every picture.  The pictures should be clean, and not those the prior was trained on.
+    """
+    calibrate_prior(
+        inputs,
+        out,
+        prior=prior,
+        size=size,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+        console=_console(),
+        errors=_console(stderr=True),
+    )
 
 
 @app.command("list")

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from . import __version__
-from .api import default_solver, make_noises, restore, sigma_of, with_file_tables
+from .api import default_solver, default_steps, make_noises, restore, sigma_of, with_file_tables
 from .choices import (
     DTYPES,
     choose_operator,
@@ -174,10 +174,12 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
             "raise it with --max-pixels."
         )
     operator = operator_for(plan.operator, fields, shape, options.max_pixels)
+    defaults = options.solver is None and options.steps is None
     settings = replace(
         plan.settings,
         operator=format_spec(plan.operator, public_fields(fields)),
         solver=options.solver or default_solver(operator),
+        steps=default_steps(operator, options.samples) if defaults else options.steps,
     )
     key = run_key(settings, files, __version__)
     if not (options.overwrite or options.dry_run) and is_done(output.with_name(f"{output.stem}.json"), key):
@@ -194,7 +196,7 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
         solver=settings.solver,
         sigma=noise,
         samples=options.samples,
-        steps=options.steps,
+        steps=settings.steps,
         seed=options.seed,
         device=plan.device,
         dtype=DTYPES[options.dtype],

@@ -17,10 +17,9 @@ from .priors import Prior, load_prior
 from .problem import GaussianNoise, NoNoise, Problem, simulate
 from .result import Status, json_number, spread_picture
 from .rng import ImageRng
-from .solve import Observer, solve
+from .solve import Observer, default_times, solve
 from .solvers import build_solver
 from .spec import parse_spec
-from .times import make_times
 
 __all__ = ["HEADER", "TASKS", "DemoRow", "Task", "demo_photo", "run_demo"]
 
@@ -112,11 +111,12 @@ def run_demo(
             y = simulate(operator, noise, truth, ImageRng([seed]))
             spec = default_solver(operator)
             solver = build_solver(spec)
+            problem = Problem(operator, noise, y)
             result = solve(
-                Problem(operator, noise, y),
+                problem,
                 prior,
                 solver,
-                make_times(solver.times, STEPS, prior.schedule),
+                default_times(problem, prior, solver, STEPS),
                 samples=samples,
                 seed=seed,
                 batch_size=BATCH_SIZE,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["lpips", "psnr", "ssim"]
+__all__ = ["lpips", "lpips_network", "psnr", "ssim"]
 
 LPIPS_TRUNK = "INVSOLVE_LPIPS_TRUNK"  # environment variable: AlexNet's five convolutions as a safetensors file
 
@@ -45,11 +45,11 @@ def lpips(x: Tensor, truth: Tensor) -> Tensor:
         RuntimeError: the AlexNet trunk is neither in torch's cache, downloadable nor given.
     """
     with torch.no_grad():
-        return _lpips_network()(x.clamp(-1, 1).float().cpu(), truth.float().cpu()).flatten()
+        return lpips_network()(x.clamp(-1, 1).float().cpu(), truth.float().cpu()).flatten()
 
 
 @functools.cache
-def _lpips_network() -> torch.nn.Module:
+def lpips_network() -> torch.nn.Module:
     """The lpips network; its trunk from INVSOLVE_LPIPS_TRUNK if that is set, else through torchvision."""
     import contextlib
     import io

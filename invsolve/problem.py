@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .operators.base import LinearOperator, Operator, check_shape
+from .operators.identity import Identity
+from .operators.jpeg import JPEG
 from .rng import ImageRng
 
 MIN_RATE = 0.1  # photons; the likelihood is continued as a straight line below
@@ -165,6 +167,17 @@ class Problem:
     def level(self) -> Tensor:
         """How closely the data are to be held per image (B,): the noise, or the tolerance of noiseless data."""
         return self.noise.level(self.y, self.operator.data_mask)
+
+    @property
+    def own_ratio(self) -> float:
+        """The sigma/alpha at which y itself is about a point of the path; infinite unless y is a picture.
+
+        Exactly so for A = I, where it is the noise of y; for JPEG the error of the compression stands for it.
+        """
+        if isinstance(self.operator, JPEG):
+            return math.hypot(self.operator.typical_error, float(self.std.max()))
+        std = float(self.std.max())
+        return std if isinstance(self.operator, Identity) and std > 0 else math.inf
 
     @property
     def n_data(self) -> float:

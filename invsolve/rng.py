@@ -45,6 +45,11 @@ class ImageRng:
         """Standard normal numbers with the shape (B, *), dtype and device of `x`."""
         return self.randn(x.shape[1:], dtype=x.dtype, device=x.device)
 
+    def rand(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+        """Uniform numbers in [0, 1) with shape (B, *shape); drawn in float32 and cast, the same for every dtype."""
+        rows = [torch.rand(tuple(shape), generator=generator) for generator in self._generators]
+        return torch.stack(rows).to(device=device, dtype=dtype)
+
     def poisson(self, rate: Tensor) -> Tensor:
         """Poisson counts with the given rates (B, *), each row from its own generator."""
         rows = [torch.poisson(row, generator=g) for row, g in zip(rate.cpu(), self._generators, strict=True)]

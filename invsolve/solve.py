@@ -17,7 +17,7 @@ from .rng import ImageRng, derive_seed
 from .solver import Solver
 from .times import make_times
 
-__all__ = ["Estimate", "Observer", "solve"]
+__all__ = ["Estimate", "Observer", "default_times", "solve"]
 
 
 class Observer(Protocol):
@@ -40,6 +40,22 @@ class Estimate:
     def image(self) -> Tensor:
         """The picture it stands for (B, C, H, W)."""
         return self.prior.decode(self.z)
+
+
+def default_times(
+    problem: Problem, prior: Prior, solver: Solver[Any], steps: int | None = None, name: str | None = None
+) -> Tensor:
+    """A grid for this problem: by default the solver's own, with its own number of steps.
+
+    Arguments:
+        problem: whose noise may be where the grid starts (`Problem.own_ratio`).
+        prior: in whose schedule the times are.
+        solver: whose defaults are taken for what is not given.
+        steps: number of steps.
+        name: a name of TIMES.
+    """
+    n = solver.steps if steps is None else steps
+    return make_times(solver.times if name is None else name, n, prior.schedule, problem.own_ratio)
 
 
 @torch.no_grad()
@@ -88,11 +104,11 @@ def solve(
         )
     if samples < 1 or batch_size < 1:
         raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}.")
-    times = make_times(solver.times, solver.steps, prior.schedule) if times is None else times
+    times = default_times(problem, prior, solver) if times is None else times
     if times.ndim != 1 or len(times) < 2 or not (times.diff() < 0).all():
         raise ValueError("times must be a 1-D tensor of at least two strictly decreasing numbers from noise to data.")
     start = time.perf_counter()
-    metered = Metered(prior)
+    metered = Metered(prior.sized(problem.operator.image_shape))
     rows = [(b, s) for b in range(len(problem.y)) for s in range(samples)]
     group = samples if solver.interacting else 1  # rows that must stay together
     size = max(batch_size // group, 1) * group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,7 +10,17 @@ from torch import Tensor
 
 from .priors.schedule import DiscreteVP, LinearFlow, Schedule, linear_betas
 
-__all__ = ["TIMES", "flowdps_times", "karras", "make_times", "restoration", "shifted", "uniform", "vp_steps"]
+__all__ = [
+    "TIMES",
+    "flair_times",
+    "flowdps_times",
+    "karras",
+    "make_times",
+    "restoration",
+    "shifted",
+    "uniform",
+    "vp_steps",
+]
 
 
 def uniform(n: int, start: float = 1.0) -> Tensor:
@@ -33,6 +44,11 @@ def flowdps_times(n: int, shift: float = 4.0, sigma_min: float = 0.002994) -> Te
     return torch.cat([shift * u / (1 + (shift - 1) * u), u.new_zeros(1)])
 
 
+def flair_times(n: int, start: float = 1.0, end: float = 0.18) -> Tensor:
+    """FLAIR's times: n of n + 2 equal steps from 1 to 0.18, without the two ends, then 0."""
+    return torch.cat([torch.linspace(start, end, n + 2, dtype=torch.float64)[1:-1], torch.zeros(1).double()])
+
+
 def karras(n: int, ratio_max: float = 40.0, ratio_min: float = 0.01, rho: float = 7.0) -> Tensor:
     """Flow times whose ratio sigma/alpha follows the EDM grid, then 0 (Karras et al., arXiv 2206.00364, eq. 5)."""
     k = torch.linspace(0, 1, n, dtype=torch.float64)
@@ -40,9 +56,12 @@ def karras(n: int, ratio_max: float = 40.0, ratio_min: float = 0.01, rho: float 
     return torch.cat([ratio / (1 + ratio), ratio.new_zeros(1)])
 
 
-def restoration(n: int) -> Tensor:
+RESTORATION_START = 2.0  # sigma/alpha
+
+
+def restoration(n: int, ratio_max: float = RESTORATION_START, ratio_min: float = 0.02) -> Tensor:
     """EDM's grid from sigma/alpha = 2 to 0.02: the data already say what happens at higher noise."""
-    return karras(n, ratio_max=2.0, ratio_min=0.02)
+    return karras(n, ratio_max, min(ratio_min, ratio_max / 2))
 
 
 def vp_steps(n: int, total: int = 1000) -> Tensor:
@@ -61,19 +80,30 @@ TIMES: dict[str, Callable[..., Tensor]] = {
     "uniform": uniform,
     "shifted": shifted,
     "flowdps": flowdps_times,
+    "flair": flair_times,
     "karras": karras,
     "restoration": restoration,
+    "from_data": restoration,
     "vp": vp_steps,
 }
 
 
-def make_times(name: str, n: int, schedule: Schedule) -> Tensor:
-    """The named grid with n steps, in the times of the given schedule (equal sigma/alpha)."""
+def make_times(name: str, n: int, schedule: Schedule, own_ratio: float = math.inf) -> Tensor:
+    """The named grid with n steps, in the times of the given schedule (equal sigma/alpha).
+
+    Arguments:
+        name: a name of TIMES.
+        n: number of steps, 1 to 1000.
+        schedule: whose times are wanted.
+        own_ratio: `Problem.own_ratio`: `from_data` is `restoration`, started there if lower.  For solvers that take the
+            noise of y for that of the path; others would count y twice.
+    """
     if name not in TIMES:
         raise ValueError(f"Unknown time grid {name!r}; choose one of {', '.join(TIMES)}.")
     if not 1 <= n <= 1000:
         raise ValueError(f"steps must be 1 to 1000, got {n}.")
-    ratio = LinearFlow().ratio(TIMES[name](n))
+    from_data = name == "from_data" and own_ratio < RESTORATION_START
+    ratio = LinearFlow().ratio(restoration(n, own_ratio) if from_data else TIMES[name](n))
     largest, first = schedule.ratio(torch.ones((), dtype=torch.float64)), ratio[ratio.isfinite()].max()
     if first >= largest:  # a path that ends at a lower noise level is walked from its end
         ratio = ratio * (largest / first) * (1.0 if ratio[0].isfinite() else END)

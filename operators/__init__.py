@@ -6,6 +6,7 @@ from .color import Grayscale
 from .identity import Identity
 from .inpaint import Inpaint
 from .jpeg import JPEG
+from .matrix import Matrix
 from .resize import Separable
 from .sizes import image_shape_of
 from .spectral import SpectralOperator
@@ -21,6 +22,7 @@ __all__ = [
     "Identity",
     "Inpaint",
     "LinearOperator",
+    "Matrix",
     "Operator",
     "PaddedBlur",
     "PinvOperator",

@@ -20,6 +20,9 @@ Subsampling = Literal["4:4:4", "4:2:0"]
 # Kornia scales its tables by 200 - 2 quality per cent from 50 up, so that this quality leaves ours as they are.
 _UNSCALED_QUALITY = 50.0
 
+# Spread of a photograph: of what its colours share, and of each by itself.
+_TYPICAL_STD, _TYPICAL_COLOUR_STD, _TYPICAL_SLOPE = 0.5, 0.05, 1.5
+
 _ORIENTATION = 0x0112  # EXIF tag
 _LARGEST_SIDE = 65500  # of libjpeg, in pixels
 
@@ -77,6 +80,22 @@ class JPEG(PinvOperator):
 
     def pinv(self, y: Tensor) -> Tensor:
         return y
+
+    @cached_property
+    def typical_error(self) -> float:
+        """Root mean square of A(x) - x on a random texture with the spread of a photograph, in [-1, 1] units.
+
+        As a picture, y is about this noisy: a solver that starts from y need not start at a higher noise level.  The
+        texture's amplitudes fall as f^-1.5, which gives the errors of photographs from quality 5 to 80 within a tenth.
+        """
+        channels, side = self.image_shape[0], 128
+        white = torch.randn(channels + 1, side, side, generator=torch.Generator().manual_seed(0))
+        frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.fftfreq(side)[None])
+        fields = torch.fft.ifft2(torch.fft.fft2(white) / frequency.clamp_min(1 / side) ** _TYPICAL_SLOPE).real
+        fields = fields / fields.std(dim=(1, 2), keepdim=True)
+        x = (_TYPICAL_STD * fields[0] + _TYPICAL_COLOUR_STD * fields[1:]).clamp(-1, 1)[None]
+        y = JPEG((channels, side, side), tables=self.tables.cpu(), subsampling=self.subsampling)(x)
+        return float((y - x).square().mean().sqrt())
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """Every DCT coefficient of x moved into its quantisation cell, at most half a step from the coefficient of y.

@@ -9,7 +9,9 @@ import torch
 
 from .base import Endpoints, Guided, Metered, Prior, Rescheduled
 from .covariance import Covariance, Diagonal, Full, PowerLaw, Stationary
+from .decoder import LinearDecoder
 from .gaussian import GaussianPrior
+from .latent import LatentPrior, load_latent_prior
 from .mixture import GaussianMixture
 from .pixel import GreyPrior, PixelPrior, load_pixel_prior
 from .schedule import VE, DiscreteVP, LinearFlow, Schedule
@@ -26,6 +28,8 @@ __all__ = [
     "GaussianPrior",
     "GreyPrior",
     "Guided",
+    "LatentPrior",
+    "LinearDecoder",
     "LinearFlow",
     "Metered",
     "PixelPrior",
@@ -34,6 +38,8 @@ __all__ = [
     "Rescheduled",
     "Schedule",
     "Stationary",
+    "load_latent_prior",
+    "load_pixel_prior",
     "load_prior",
 ]
 
@@ -54,10 +60,10 @@ PRIORS: dict[str, Callable[[torch.dtype], Prior]] = {"natural": natural, "gaussi
 
 
 def load_prior(name: str, dtype: torch.dtype = torch.float32) -> Prior:
-    """A prior by its name in PRIORS, or from the folder of a diffusers pixel pipeline.
+    """A prior by its name in PRIORS, or from the folder of a diffusers pipeline.
 
     Arguments:
-        name: a name of PRIORS or a folder with unet/ and scheduler/.
+        name: a name of PRIORS or a folder with unet/ and scheduler/, and vae/ if it is a latent prior.
         dtype: of the network.
 
     Raises:
@@ -66,7 +72,7 @@ def load_prior(name: str, dtype: torch.dtype = torch.float32) -> Prior:
     if name in PRIORS:
         return PRIORS[name](dtype)
     if Path(name).is_dir():
-        return load_pixel_prior(name, dtype)
+        return (load_latent_prior if (Path(name) / "vae").is_dir() else load_pixel_prior)(name, dtype)
     raise ValueError(
         f"Unknown prior {name!r}; choose one of {', '.join(PRIORS)}, or give the folder of a diffusers model."
     )

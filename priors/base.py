@@ -33,6 +33,7 @@ class Prior(nn.Module, abc.ABC):
     schedule: Schedule
     channels: int | None = None  # image channels it knows; None: any
     calls_per_predict: int = 1  # network calls behind one prediction
+    calibration: Tensor | None = None  # squared velocity error per element at uniform flow times from 1 to 0
 
     @abc.abstractmethod
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
@@ -55,6 +56,10 @@ class Prior(nn.Module, abc.ABC):
         """Shape of the latent of one image."""
         return image_shape
 
+    def sized(self, image_shape: Shape) -> Prior:  # noqa: ARG002
+        """This prior for pictures of one size (C, H, W); itself, unless `decode` must crop."""
+        return self
+
     def at(self, t: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
         """The point alpha_t * clean + sigma_t * noise of the path."""
         alpha, sigma = self.schedule(t)
@@ -73,7 +78,7 @@ class Rescheduled(Prior):
 
     def __init__(self, prior: Prior, schedule: Schedule) -> None:
         super().__init__()
-        self.prior, self.schedule = prior, schedule
+        self.prior, self.schedule, self.calibration = prior, schedule, prior.calibration
         self.channels, self.calls_per_predict = prior.channels, prior.calls_per_predict
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
@@ -92,6 +97,11 @@ class Rescheduled(Prior):
     def latent_shape(self, image_shape: Shape) -> Shape:
         return self.prior.latent_shape(image_shape)
 
+    def sized(self, image_shape: Shape) -> Prior:
+        prior = Rescheduled(self.prior.sized(image_shape), self.schedule)
+        prior.calibration = self.calibration
+        return prior
+
 
 class Guided(Prior):
     """Classifier-free guidance: negative + scale * (positive - negative) on both ends (Ho & Salimans, 2207.12598).
@@ -105,7 +115,7 @@ class Guided(Prior):
     def __init__(self, positive: Prior, negative: Prior, scale: float) -> None:
         super().__init__()
         self.positive, self.negative, self.scale = positive, negative, scale
-        self.schedule, self.channels = positive.schedule, positive.channels
+        self.schedule, self.channels, self.calibration = positive.schedule, positive.channels, positive.calibration
         self.calls_per_predict = positive.calls_per_predict + negative.calls_per_predict
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
@@ -121,6 +131,11 @@ class Guided(Prior):
     def latent_shape(self, image_shape: Shape) -> Shape:
         return self.positive.latent_shape(image_shape)
 
+    def sized(self, image_shape: Shape) -> Prior:
+        prior = Guided(self.positive.sized(image_shape), self.negative.sized(image_shape), self.scale)
+        prior.calibration = self.calibration
+        return prior
+
 
 class Metered(Prior):
     """Counts what a solver asks of a prior, in rows: three pictures in one call are three.
@@ -130,7 +145,7 @@ class Metered(Prior):
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
-        self.prior, self.schedule = prior, prior.schedule
+        self.prior, self.schedule, self.calibration = prior, prior.schedule, prior.calibration
         self.channels, self.calls_per_predict = prior.channels, prior.calls_per_predict
         self.counts = dict.fromkeys(("network", "network_vjp", "encode", "decode", "decode_vjp"), 0)
 

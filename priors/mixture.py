@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from ..linalg import grad
 from ..operators.base import LinearOperator
 from .base import Endpoints, Prior, Shape
 from .gaussian import dense_matrix
@@ -38,6 +41,8 @@ class GaussianMixture(Prior):
         self.register_buffer("means", means)
         self.register_buffer("values", values.clamp_min(0))  # (K or 1, d)
         self.register_buffer("vectors", vectors)  # (K or 1, d, d)
+        # Independent pixels need no rotation, which is most of the work in many dimensions.
+        self.aligned = len(vectors) == 1 and torch.equal(vectors[0], torch.eye(vectors.shape[1]).to(vectors))
         self.schedule = LinearFlow() if schedule is None else schedule
 
     @property
@@ -46,26 +51,68 @@ class GaussianMixture(Prior):
         return self.vectors * self.values[:, None, :] @ self.vectors.mT
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
-        alpha, sigma = (a.to(z).expand(len(z))[:, None, None] for a in self.schedule(t))  # (B, 1, 1)
+        alpha, sigma = (a.to(z).expand(len(z))[:, None] for a in self.schedule(t))  # (B, 1)
         flat, means = z.flatten(1), self.means.flatten(1).to(z)  # (B, d), (K, d)
-        centred = flat[:, None] - alpha * means  # (B, K, d)
         vectors, values = self.vectors.to(z), self.values.to(z)
-        inner = torch.einsum("bkd,kde->bke", centred, vectors.expand(len(means), -1, -1))
-        variance = (alpha.square() * values + sigma.square()).clamp_min(torch.finfo(z.dtype).tiny)  # (B, K, d)
+        tiny = torch.finfo(z.dtype).tiny
+        if len(values) == 1:  # one basis for all: only the (B, K) logits grow with the number of components
+            inner, centres = self._rotate(flat), self._rotate(means)
+            variance = (alpha.square() * values + sigma.square()).clamp_min(tiny)  # (B, d)
+            scaled = alpha / variance
+            log_p = self.weights.to(z).log() + (scaled * inner) @ centres.T  # |z|^2 is the same for all components
+            log_p = log_p - 0.5 * (alpha * scaled) @ centres.square().T
+            centre = log_p.softmax(dim=1) @ centres  # (B, d)
+            centred = (inner - alpha * centre) / variance
+            clean, noise = (self._rotate_back(e) for e in (centre + alpha * values * centred, sigma * centred))
+            return Endpoints(clean.reshape(z.shape), noise.reshape(z.shape))
+        alpha, sigma = alpha[..., None], sigma[..., None]  # (B, 1, 1)
+        inner = torch.einsum("bkd,kde->bke", flat[:, None] - alpha * means, vectors)
+        variance = (alpha.square() * values + sigma.square()).clamp_min(tiny)  # (B, K, d)
         log_p = self.weights.to(z).log() - 0.5 * (inner.square() / variance + variance.log()).sum(dim=-1)  # (B, K)
         share = log_p.softmax(dim=1)[..., None]  # (B, K, 1)
-        back = vectors.expand(len(means), -1, -1)
-        clean = means + torch.einsum("bke,kde->bkd", alpha * values / variance * inner, back)
-        noise = torch.einsum("bke,kde->bkd", sigma / variance * inner, back)
+        clean = means + torch.einsum("bke,kde->bkd", alpha * values / variance * inner, vectors)
+        noise = torch.einsum("bke,kde->bkd", sigma / variance * inner, vectors)
         return Endpoints((share * clean).sum(dim=1).reshape(z.shape), (share * noise).sum(dim=1).reshape(z.shape))
+
+    def log_components(self, x: Tensor) -> Tensor:
+        """Log w_k + log N(x; mu_k, C_k) of pictures x (B, C, H, W), (B, K), for covariances without a null space."""
+        flat, means = x.flatten(1), self.means.flatten(1).to(x)
+        values = self.values.to(x)
+        if len(values) == 1:
+            inner = self._rotate(flat)[:, None] - self._rotate(means)  # (B, K, d)
+        else:
+            inner = torch.einsum("bkd,kde->bke", flat[:, None] - means, self.vectors.to(x))
+        quadratic = (inner.square() / values).sum(dim=-1) + values.log().sum(dim=-1)
+        return self.weights.to(x).log() - 0.5 * (quadratic + flat.shape[1] * math.log(2 * math.pi))
+
+    def score(self, x: Tensor) -> Tensor:
+        """The gradient of log p at pictures x (B, C, H, W)."""
+        return grad(lambda u: self.log_components(u).logsumexp(dim=1), x)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x], (C, H, W)."""
+        return torch.einsum("k,kchw->chw", self.weights.to(self.means), self.means)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Cov[x], (d, d)."""
+        between = (self.means - self.mean).flatten(1)
+        weights = self.weights.to(self.means)
+        within = (weights[:, None, None] * self.covariances).sum(dim=0) if len(self.values) > 1 else self.covariances[0]
+        return within + (weights[:, None] * between).T @ between
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """N pictures (n, C, H, W)."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         white = torch.randn(n, self.values.shape[1], generator=generator, dtype=self.means.dtype)
-        pick = k if len(self.values) > 1 else torch.zeros_like(k)
-        scaled = white * self.values[pick].sqrt()
-        return self.means[k] + torch.einsum("nde,ne->nd", self.vectors[pick], scaled).reshape(n, *self.means.shape[1:])
+        if len(self.values) == 1:
+            return self.means[k] + self._rotate_back(white * self.values.sqrt()).reshape(n, *self.means.shape[1:])
+        scaled = white * self.values[k].sqrt()
+        for component in k.unique():
+            rows = k == component
+            scaled[rows] = scaled[rows] @ self.vectors[component].T
+        return self.means[k] + scaled.reshape(n, *self.means.shape[1:])
 
     def posterior(self, operator: LinearOperator, sigma: float, y: Tensor) -> GaussianMixture:
         """p(x | y) of one measurement (1, *data_shape) with y = A x + sigma n, again a mixture.
@@ -86,6 +133,13 @@ class GaussianMixture(Prior):
         return GaussianMixture(
             log_w.softmax(dim=0), shifted.reshape(self.means.shape), (covariance + covariance.mT) / 2, self.schedule
         )
+
+    def _rotate(self, flat: Tensor) -> Tensor:
+        """Into the basis of the one shared covariance."""
+        return flat if self.aligned else flat @ self.vectors[0].to(flat)
+
+    def _rotate_back(self, flat: Tensor) -> Tensor:
+        return flat if self.aligned else flat @ self.vectors[0].to(flat).T
 
     def latent_shape(self, image_shape: Shape) -> Shape:
         return image_shape

@@ -87,6 +87,7 @@ class GreyPrior(Prior):
     def __init__(self, prior: Prior) -> None:
         super().__init__()
         self.prior, self.schedule, self.calls_per_predict = prior, prior.schedule, prior.calls_per_predict
+        self.calibration = prior.calibration
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
         alpha, sigma = self.schedule(t)
@@ -105,7 +106,7 @@ def load_pixel_prior(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
         dtype: of the network; the solver's state keeps its own.
 
     Raises:
-        ValueError: the folder lacks a part, or holds a network or scheduler that is not known.
+        ValueError: the folder lacks a part, holds a network or scheduler that is not known, or a damaged calibration.
     """
     folder = Path(folder)
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", folder)
@@ -118,7 +119,7 @@ def load_pixel_prior(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
     ours = config["_class_name"] == "ResidualUNet"
     multiple = network.size_multiple if ours else 2 ** (len(config["down_block_types"]) - 1)
     channels = config.get("in_channels", config.get("channels", 3))
-    return PixelPrior(
+    prior = PixelPrior(
         network,
         schedule,
         parameterisation,
@@ -126,6 +127,26 @@ def load_pixel_prior(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
         channels=channels,
         input_dtype=torch.promote_types(dtype, torch.float32) if ours else dtype,
     )
+    prior.calibration = _read_calibration(folder)
+    return prior
+
+
+def _read_calibration(folder: Path) -> Tensor | None:
+    """What `invsolve calibrate` left in the folder of a prior, if anything."""
+    try:
+        if (path := folder / "calibration.safetensors").is_file():
+            from safetensors.torch import load_file
+
+            error = load_file(path)["velocity_error"].double()
+        elif (path := folder / "calibration.json").is_file():
+            error = torch.tensor(json.loads(path.read_text())["velocity_error"], dtype=torch.float64)
+        else:
+            return None
+        if error.ndim != 1 or len(error) < 2 or not (error.isfinite() & (error >= 0)).all():
+            raise ValueError("it must hold two or more numbers that are not negative")
+    except Exception as problem:  # safetensors has an error class of its own, and all mean the same
+        raise ValueError(f"{path.name} in {folder} is damaged ({problem}); run invsolve calibrate again.") from problem
+    return error
 
 
 def _network_class(name: str) -> Any:

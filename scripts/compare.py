@@ -53,8 +53,8 @@ from invsolve import (
     Problem,
     build_operator,
     build_solver,
+    default_times,
     load_prior,
-    make_times,
     simulate,
     solve,
 )
@@ -172,7 +172,7 @@ def run_ours(setting: Setting, name: str, fields: dict[str, Any]) -> Outcome:
     solver = build_solver({"name": name, **fields})
     if not isinstance(setting.problem.operator, solver.requires):
         raise NotApplicableError(f"needs a {solver.requires.__name__}")
-    grid = make_times(setting.times or solver.times, setting.steps, setting.prior.schedule)
+    grid = default_times(setting.problem, setting.prior, solver, setting.steps, setting.times)
     result = solve(setting.problem, setting.prior, solver, grid, samples=setting.samples, seed=setting.seed)
     if not result.ok:
         raise NotApplicableError("non-finite values")
@@ -703,8 +703,6 @@ def _tasks(recipe: Recipe, args: argparse.Namespace) -> Iterator[Task]:
         methods = task.methods
         if args.solver:
             methods = TypeAdapter(list[Method]).validate_python([{"spec": spec} for spec in args.solver])
-        else:
-            methods = methods + [Method(spec=name) for name in SOLVERS if name not in {m.name for m in methods}]
         if args.methods:
             methods = [m for m in methods if m.name in args.methods or kind_of(m.name) in args.methods]
         yield task.model_copy(update={"methods": [m.model_copy(update=changes) for m in methods]})

@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=(4, 4, 4))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue from OUT.state, for a new stretch of --minutes")
-    parser.add_argument("--start", type=Path, help="start from this prior folder's weights; more --blocks start as identity")
+    parser.add_argument("--start", type=Path, help="start from this folder's weights; more --blocks begin as identity")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     torch.manual_seed(args.seed)

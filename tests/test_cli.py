@@ -213,7 +213,7 @@ def test_the_default_solver_fits_the_operator() -> None:
     with Image.open("a.png") as source:
         source.save("a.jpg", quality=30)
     assert restore("a.jpg", "--operator", "jpeg").exit_code == 0
-    assert record("restored/a.json")["settings"]["solver"] == "ddnm(eta=1.0)"
+    assert record("restored/a.json")["settings"]["solver"] == "ddnm"
     assert record("restored/a.json")["settings"]["operator"] == "jpeg(tables_from='a.jpg')"
     assert restore("a.jpg", "--operator", "blur").exit_code == 0
     assert record("restored/a.json")["settings"]["solver"] == "diffpir"
@@ -261,7 +261,7 @@ def test_python_and_command_line_agree() -> None:
     expected = load_image("restored/a.png").tensor
     assert (result.samples[0, 0] - expected).abs().max() < 1.01 / 255
     assert result.record["operator"]["tables_from"] == "a.jpg"
-    assert result.record["solver"] == {"name": "DDNM", "eta": 1.0}
+    assert result.record["solver"] == {"name": "DDNM", "eta": 0.85}
     assert result.record["prior"] == "gaussian"
     assert (result.record["sigma"], result.record["seed"], result.record["steps"]) == (0, 0, 3)
     result.save("result")
@@ -403,7 +403,7 @@ def test_degrade_goes_on_after_a_bad_picture() -> None:
     assert result.exit_code == 2
     assert result.stderr.count("Error:") == 1
     assert sorted(files("degraded")) == ["b.json", "b.png"]
-    assert "--solver 'ddnm(eta=1.0)'" in record("degraded/b.json")["restore_with"]
+    assert "--solver ddnm" in record("degraded/b.json")["restore_with"]
 
 
 def test_demo_prints_its_table_and_keeps_foreign_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,9 +414,9 @@ def test_demo_prints_its_table_and_keeps_foreign_files(monkeypatch: pytest.Monke
     assert result.exit_code == 0, result.output
     header, first, second, *_ = result.stdout.splitlines()
     assert header == demo.HEADER
-    assert "diffpir" in first
+    assert "ddrm" in first
     assert "–" not in first
-    assert "ddnm(eta=1.0)" in second
+    assert "ddnm" in second
     assert "–" in second
     rows = json.loads(Path("invsolve-demo/table.json").read_text())
     assert [row["chi2"] is None for row in rows] == [False, True]
@@ -479,7 +479,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "operator syntax": (["a.png", "--operator", "blur(sigma=2"], "Cannot read the operator"),
     "operator not fit for size": (["a.png", "--operator", "inpaint-box(top=0,left=0,height=99,width=9)"], "inside"),
     "inpaint without mask": (["a.png", "--operator", "inpaint"], "mask"),
-    "unknown solver": ([*GOOD, "--solver", "dsp"], "did you mean 'dps'"),
+    "unknown solver": ([*GOOD, "--solver", "difpir"], "did you mean 'diffpir'"),
     "unknown solver field": ([*GOOD, "--solver", "diffpir(wait=2)"], "weight: float"),
     "solver not fit": (["a.png", "--operator", "jpeg", "--solver", "diffpir"], "LinearOperator"),
     "unknown prior": ([*GOOD, "--prior", "imagenet"], "Unknown prior 'imagenet'"),

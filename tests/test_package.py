@@ -25,8 +25,9 @@ ORDER = [
         "times",
         "figures",
     ),
-    *("result", "solver", "solvers", "solve", "metrics", "api", "record", "choices", "progress", "demo"),
-    *("cli_degrade", "cli_restore", "cli"),
+    *("metrics", "mmd", "sample", "features", "result", "solver", "solvers", "solve", "validate", "calibrate"),
+    *("api", "record", "choices", "progress", "demo"),
+    *("cli_calibrate", "cli_degrade", "cli_restore", "cli_validate", "cli"),
 ]
 HEAVY = ("diffusers", "transformers", "accelerate", "lpips", "kornia", "matplotlib", "skimage", "scipy", "typer")
 

@@ -21,7 +21,8 @@ the null space, slightly more than needed, since how much of it came with y is n
 | | paper | official code | here |
 |---|---|---|---|
 | eta | 0.85 | 0.85 | 0.85 |
-| steps | 100 | 100 | 100 |
+| steps | 100 | 100 | 50 |
+| grid | even steps | even steps | `from_data` |
 | time travel | for large holes | 1 | none |
 """
 
@@ -53,8 +54,8 @@ class DDNM(Solver[Tensor]):
     """
 
     requires = PinvOperator
-    times = "vp"
-    steps = 100
+    times = "from_data"
+    steps = 50
 
     eta: float = 0.85
 
@@ -98,4 +99,4 @@ class DDNM(Solver[Tensor]):
             rho = distrust.flatten().square().clamp(1e-6, 1e6)
             return operator.prox(x0, problem.y, rho)
         assert isinstance(operator, PinvOperator)
-        return x0 + (1 / distrust.clamp_min(1)) * (operator.pinv(problem.y) - operator.pinv(operator(x0)))
+        return x0 + (1 / distrust.clamp_min(1)) * (operator.project(x0, problem.y) - x0)

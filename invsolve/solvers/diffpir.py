@@ -11,7 +11,7 @@
 
 | | paper | InverseBench | here |
 |---|---|---|---|
-| weight (lambda) | 1 to 25 by task | 8 | 2 |
+| weight (lambda) | 1 to 25 by task | 8 | 0.4 |
 | zeta | 0.1 to 1 by task | 1 | 1 |
 | steps | 100 | 100 | 50 |
 | start | degraded picture plus noise, or noise | noise | regularised least squares plus noise |
@@ -52,7 +52,7 @@ class DiffPIR(Solver[Tensor]):
     times = "restoration"
     steps = 50
 
-    weight: float = 2.0
+    weight: float = 0.4
     zeta: float = 1.0
 
     def __post_init__(self) -> None:

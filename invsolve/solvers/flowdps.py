@@ -25,22 +25,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from torch import Tensor
 
-from ..linalg import dot, grad, norm
-from ..operators.base import LinearOperator, PinvOperator
+from ..linalg import grad
 from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import noisy_first_guess
+from ._pieces import DataTerm, check_data_term, misfit, noisy_first_guess
 
 __all__ = ["FlowDPS"]
-
-DataTerm = Literal["half_sq", "nll", "norm", "pinv_norm", "adjoint_norm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +59,7 @@ class FlowDPS(Solver[Tensor]):
 
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "step_size", "inner_steps")
-        if self.data_term not in get_args(DataTerm):
-            raise ValueError(
-                f"FlowDPS: data_term must be one of {', '.join(get_args(DataTerm))}, got {self.data_term!r}."
-            )
+        check_data_term(self, self.data_term)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)
@@ -77,27 +70,8 @@ class FlowDPS(Solver[Tensor]):
         z0, z1 = prior.predict(state, t)
         z0_y = z0
         for _ in range(self.inner_steps):
-            z0_y = z0_y - self.step_size * grad(lambda z: self._misfit(prior.decode(z), problem), z0_y)
+            z0_y = z0_y - self.step_size * grad(lambda z: misfit(self.data_term, problem, prior.decode(z)), z0_y)
 
         z0 = (1 - flow_t) * z0 + flow_t * z0_y
         z1 = flow_s.sqrt() * z1 + (1 - flow_s).sqrt() * rng.randn_like(z1)
         return prior.at(s, z0, z1)
-
-    def _misfit(self, x: Tensor, problem: Problem) -> Tensor:
-        """L per image (B,)."""
-        if self.data_term == "nll":
-            return problem.nll(x)
-        r = problem.residual(x)
-        if self.data_term == "half_sq":
-            return dot(r, r) / 2
-        if self.data_term == "norm":
-            return norm(r)
-        operator = problem.operator
-        if self.data_term == "pinv_norm" and isinstance(operator, PinvOperator):
-            return norm(operator.pinv(problem.y + r) - operator.pinv(problem.y))
-        if self.data_term == "adjoint_norm" and isinstance(operator, LinearOperator):
-            return norm(operator.adjoint(r))
-        raise TypeError(
-            f"data_term {self.data_term!r} needs a pseudo-inverse or adjoint, which {type(operator).__name__} lacks; "
-            "use 'half_sq' or 'norm'."
-        )

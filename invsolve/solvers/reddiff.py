@@ -24,7 +24,6 @@ The official code takes the means over the whole batch, which only scales both t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,19 +35,9 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import first_guess
+from ._pieces import WEIGHTINGS, check_weighting, first_guess
 
 __all__ = ["REDDiff"]
-
-WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {  # of r = sigma/alpha
-    "s_over_a": lambda r: r,  # "linear" in the official code
-    "sqrt": torch.sqrt,
-    "square": torch.square,
-    "log": torch.log1p,
-    "trunc_linear": lambda r: r.clamp(max=1),
-    "power2over3": lambda r: r ** (2 / 3),
-    "const": torch.ones_like,
-}
 
 
 class State(NamedTuple):
@@ -80,8 +69,7 @@ class REDDiff(Solver[State]):
 
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "lr", "weight")
-        if self.weighting not in WEIGHTINGS:
-            raise ValueError(f"Unknown weighting {self.weighting!r}; choose one of {', '.join(WEIGHTINGS)}.")
+        check_weighting(self.weighting)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         mu = prior.encode(first_guess(problem)).clone()

@@ -1,0 +1,156 @@
+"""`invsolve validate`: samplers against exact posteriors, as tables, curves and calibration tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .record import check_writable
+from .times import TIMES
+from .validate import (
+    CURVE,
+    SUITES,
+    Measured,
+    Row,
+    Suite,
+    Table,
+    calibrate,
+    calibration_table,
+    curve_figure,
+    default_rows,
+    find_suite,
+    run_suite,
+    save_markdown,
+    suite_tables,
+)
+
+__all__ = ["ValidateOptions", "validate_samplers"]
+
+RESULTS = "results.jsonl"
+WIDTH = 130  # characters
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidateOptions:
+    """What the command line asks for; None is the default of the suite."""
+
+    solvers: Sequence[str] = ()
+    settings: Sequence[str] = ()
+    problems: int | None = None
+    first: int = 0
+    samples: int | None = None
+    calls: int | None = None
+    steps: int | None = None
+    times: str = "suite"
+    particles: int | None = None
+    one_each: bool = False
+    seed: int = 0
+    curve: bool = False
+    calibrate: bool = False
+    simulations: int = 200
+
+
+def validate_samplers(
+    suite: str | None, out: Path, options: ValidateOptions, console: Console, errors: Console
+) -> None:
+    """Measure samplers on a suite and write results.jsonl, table.md and, if asked for, curves or calibration.md.
+
+    What results.jsonl holds already is not run again.
+
+    Arguments:
+        suite: name of the suite; None lists them.
+        out: folder for the results.
+        options: what to run.
+        console: for the tables.
+        errors: for the progress.
+
+    Raises:
+        ValueError, ImportError: an option that cannot be, or a package that is missing; nothing was run.
+    """
+    if suite is None:
+        width = max(map(len, SUITES))
+        for name, entry in SUITES.items():
+            console.print(f"  {name:{width}}  {entry.about}  Settings: {', '.join(entry.settings)}.")
+        return
+    chosen = find_suite(suite)
+    for name in ("calls", "steps", "particles", "problems"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}.")
+    if options.times not in ("suite", "own", *TIMES):
+        raise ValueError(f"Unknown time grid {options.times!r}; choose suite, own, {', '.join(TIMES)}.")
+    if options.curve and options.steps is not None:
+        raise ValueError("--curve chooses the numbers of steps itself; leave out --steps.")
+    rows = default_rows(
+        chosen,
+        options.solvers,
+        calls=options.calls,
+        steps=options.steps,
+        times=options.times,
+        particles=options.particles,
+        one_each=options.one_each or None,
+    )
+    check_writable(out)
+    if options.calibrate:
+        _calibrate(chosen, rows, out, options, console)
+        return
+    if options.curve:
+        rows = rows[:2] + [dataclasses.replace(row, calls=calls) for row in rows[2:] for calls in CURVE]
+    measured = _run(chosen, rows, out, options, errors)
+    for table in suite_tables(chosen, measured, intervals=False):
+        _show(table, console)
+    save_markdown(suite_tables(chosen, measured), out / "table.md")
+    if options.curve:
+        for setting in options.settings or chosen.settings:
+            shown = [record for record in measured if record.setting == setting]
+            figure = curve_figure(shown, "sw1", f"{chosen.name}, {setting}")
+            figure.savefig(out / f"curve {setting}.png", dpi=150)
+    console.print(f"The results are in {out}.")
+
+
+def _show(table: Table, console: Console) -> None:
+    """Print a table as wide as it is: folded numbers cannot be read."""
+    console.width = max(console.width, WIDTH)
+    console.print(table.to_rich())
+
+
+def _run(suite: Suite, rows: list[Row], out: Path, options: ValidateOptions, errors: Console) -> list[Measured]:
+    """Run the suite under a progress bar."""
+    settings = options.settings or suite.settings
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task("", total=len(rows) * len(settings) * (options.problems or suite.problems))
+        return run_suite(
+            suite,
+            rows,
+            problems=options.problems,
+            first=options.first,
+            settings=settings,
+            samples=options.samples,
+            seed=options.seed,
+            records=out / RESULTS,
+            report=lambda record: progress.update(
+                task, advance=1, description=f"{record.setting} #{record.problem} {record.row}"
+            ),
+        )
+
+
+def _calibrate(suite: Suite, rows: list[Row], out: Path, options: ValidateOptions, console: Console) -> None:
+    """Calibration on the first problem's operator of every setting."""
+    tables = []
+    for setting in options.settings or suite.settings:
+        case = suite.case(setting, 0)
+        found = [
+            calibrate(
+                row, suite, case, simulations=options.simulations, samples=options.samples or 100, seed=options.seed
+            )
+            for row in rows
+        ]
+        tables.append(calibration_table(f"{suite.name}, {setting}", found))
+        _show(tables[-1], console)
+    save_markdown(tables, out / "calibration.md")
+    console.print(f"The results are in {out}.")

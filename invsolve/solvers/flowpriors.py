@@ -1,0 +1,104 @@
+"""Flow priors for linear inverse problems via iterative corrupted trajectory matching
+(Zhang, Yu, Zhu, Chang, Gao, Wu & Leong, NeurIPS 2024, arXiv 2405.18816).
+
+    x = x_1 = noise (here with the first guess, where alpha > 0)
+    for t -> s in times:                                    (t = 1 noise, t = 0 data; the paper's time is 1 - t)
+        `inner_steps` Adam steps, by an optimiser new at every t, on
+            weight |A D(x + (t - s) u) - y_s|^2 / (2 sigma_y^2 (1 - s)^2) + (t - s) div u + f(x)
+        x = x + (t - s) u
+
+    u      = clean - noise at x, the velocity towards the data
+    y_s    = (1 - s) y + s A D(x_1), the corrupted trajectory of the data
+    div u  by one Hutchinson probe, e . (du/dx) e with random signs e
+    f(x)   = |x|^2 / 2 at the first time; then -log p_t(x), whose gradient is noise / t
+
+On a path other than the rectified flow, x, t and s are those of the flow with equal sigma/alpha.
+
+| | paper | official code | here |
+|---|---|---|---|
+| weight of the misfit | lambda, by task | 100 to 10000, or 1 / (2 0.01^2 (1 - s)^2) | 1 / (2 sigma_y^2 (1 - s)^2) |
+| lr | 0.01 | 0.01 to 0.1 | 0.01 |
+| inner_steps | 1 | 1 | 1 |
+| grid | 100 even steps | 100, first t = 0.999 | `uniform`, 100 |
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..linalg import dot
+from ..priors.base import Prior
+from ..priors.schedule import LinearFlow
+from ..problem import Problem
+from ..rng import ImageRng
+from ..solver import Solver, check_range
+from ._pieces import noisy_first_guess
+
+__all__ = ["FlowPriors"]
+
+
+class State(NamedTuple):
+    """The point of the path, the data of the first one, and whether it still is the first."""
+
+    z: Tensor  # (B, *latent_shape)
+    y_1: Tensor  # A D(x_1) (B, *data_shape)
+    first: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowPriors(Solver[State]):
+    """Flow priors: at every time the most probable point whose next step explains the data corrupted alike.
+
+    Arguments:
+        weight: trust in the data relative to the prior.
+        lr: learning rate of Adam; a single step moves every entry by about as much.
+        inner_steps: Adam steps per time.
+    """
+
+    times = "uniform"
+    steps = 100
+
+    weight: float = 1.0
+    lr: float = 0.01
+    inner_steps: int = 1
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, math.inf, "weight", "lr", "inner_steps")
+
+    def network_calls(self, steps: int) -> int:
+        return steps * (self.inner_steps + 1)
+
+    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
+        z = noisy_first_guess(t, problem, prior, rng)
+        x = z / sum(prior.schedule(t))
+        return State(z, problem.operator(prior.decode(x)), True)
+
+    def step(self, state: State, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
+        scale_t, scale_s = (sum(prior.schedule(u)) for u in (t, s))  # z = scale x
+        flow_t, flow_s = (LinearFlow().time(prior.schedule.ratio(u)) for u in (t, s))
+        y_s = (1 - flow_s) * problem.y + flow_s * state.y_1
+        precision = self.weight / ((1 - flow_s) * problem.level).square()
+        x = (state.z / scale_t).detach().clone()
+        optimizer = torch.optim.Adam([x], lr=self.lr)
+        for _ in range(self.inner_steps):
+            e = rng.randn_like(x).sign()
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_(True)
+                clean, noise = prior.predict(scale_t * leaf, t)
+                u = clean - noise
+                r = problem.operator(prior.decode(leaf + (flow_t - flow_s) * u)) - y_s
+                (probe,) = torch.autograd.grad(dot(u, e).sum(), leaf, create_graph=True)
+                loss = precision * dot(r, r) / 2 + (flow_t - flow_s) * dot(probe, e)
+                (g,) = torch.autograd.grad(loss.sum(), leaf)
+            x.grad = g + (x if state.first else noise.detach() / flow_t)
+            optimizer.step()
+        clean, noise = prior.predict(scale_t * x, t)
+        return State(scale_s * (x + (flow_t - flow_s) * (clean - noise)), state.y_1, False)
+
+    def estimate(self, state: State) -> Tensor:
+        return state.z

@@ -1,0 +1,190 @@
+"""RSD: repulsive latent score distillation for solving inverse problems
+(Zilberstein, Mardani & Segarra, ICLR 2025, arXiv 2406.16683).
+
+N particles per measurement, i = 1 .. N, all with the same y; D the decoder, f the feature map:
+
+    z_i, x_i = start
+    for t in times:                                         (descending)
+        z_t = alpha_t z_i + sigma_t n,  n ~ N(0, I)
+        eps = noise endpoint at z_t                         (no gradient)
+        R_i = grad_{z_i} -log sum_{j != i} exp(-|f(D(z_i)) - f(D(z_j))|^2 / h_i),   h_i and the others held fixed,
+              h_i = median_{j != i} |f(D(z_i)) - f(D(z_j))|^2 / log N;   0 where sigma_t / alpha_t < sigma_break
+        g   = (eps - n) / d - gamma s R_i,  s = sigma_t / hypot(alpha_t, sigma_t)
+        split:
+            z_i = Adam step along grad |D(z_i) - x_i|^2 / 2p + weight * w(t) * g
+            x_i = Adam step along A^T (A x_i - y) / m + coupling * (x_i - D(z_i)) / p
+        plain:
+            z_i = Adam step along grad |A D(z_i) - y|^2 / 2m + weight * w(t) * g
+
+m measured values, p pixels, d latent entries; Adam with betas (0.9, 0.99).  The misfits and the regulariser are means,
+as in the official code: next to a sum over pixels the regulariser weighs weight * p / d (48 times `weight` for Stable
+Diffusion), next to a sum over the data weight * m / d.  R is the gradient of one number however large the picture is;
+the official code divides it by d with the rest, so that its gamma is gamma * d here (16384 at 64x64 latents).
+
+| | paper | official code: defaults, scripts | here |
+|---|---|---|---|
+| weight (lambda, w_t) | – | 0.1, 0.0001 to 0.15 | 0.25 |
+| w(t) | – | sigma/alpha; in earlier versions divided by the coupling | min(sigma/alpha, 1): `trunc_linear` |
+| coupling (1 / rho^2, rho_reg) | – | 0.2, 0.01 to 0.2 | 0.2 |
+| lr of z; of x | – | 0.2, 0.2 to 1; 0.2, 0.1 to 0.6 | 0.1; 0.05 |
+| gamma | – | 0, 0 to 150 / d | 0.003 |
+| features | DINO | DINO ViT-S/16 of D(z); in earlier versions of D(z_t) | `latent`: z itself |
+| h | – | median^2 / log(N - 1): nothing at N = 2, NaN at N = 1 | median^2 / log N |
+| sigma_break | – | first 60 %, 100 % of the steps: 1.16, 0 | 0 |
+| y | – | a noise draw of its own for every particle | one |
+| start | – | noise, x apart from z | the data, as RED-diff |
+| steps | – | 999 | 100 |
+| result | – | x, or D(z) in the plain version | D(z) |
+
+Where sigma/alpha is large, so is w(t) gamma R next to the rest of g, which shrinks as alpha/sigma; Adam remembers such
+gradients for its next hundred steps and then hardly moves, hence the bound on w(t).  The plain version without
+repulsion and with RED-diff's weighting is RED-diff.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..features import check_features, load_features
+from ..linalg import dot, expand_to, grad
+from ..priors.base import Prior
+from ..problem import Problem
+from ..rng import ImageRng
+from ..solver import Solver, check_range
+from ._pieces import WEIGHTINGS, check_weighting, first_guess
+
+__all__ = ["RSD", "repulsion"]
+
+
+class State(NamedTuple):
+    """The particles with their optimisers; x is the picture of the split version."""
+
+    z: Tensor  # (B, *latent_shape)
+    x: Tensor  # (B, *image_shape)
+    adam_z: torch.optim.Adam
+    adam_x: torch.optim.Adam
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSD(Solver[State]):
+    """Score distillation of particles that push each other apart in a feature space: several answers, not one.
+
+    Arguments:
+        split: the augmented version, in which a picture x meets the data and the latent z meets x, so that A is never
+            seen through the decoder; else one gradient through both.
+        lr: learning rate of Adam for z.
+        lr_x: learning rate of Adam for x.
+        weight: lambda, weight of the regulariser relative to the misfit (means on both sides).
+        weighting: w(t) as a function of sigma/alpha: s_over_a, sqrt, square, log, trunc_linear, power2over3, const.
+        coupling: rho, weight of |x - D(z)|^2 relative to the data term of x.
+        gamma: repulsion; 0 is none.
+        sigma_break: the particles repel each other while sigma/alpha is at least this.
+        features: where they do: `latent`, `pixels`, `lpips` or `dino`.
+        network: for `dino`, a folder written by transformers' save_pretrained or the id of a model on its hub.
+        start: `data` at the first guess that y gives, or `noise`.
+
+    Raises:
+        ValueError: an unknown weighting, feature space or start, or dino without a network.
+    """
+
+    interacting = True
+    times = "vp"
+    steps = 100
+
+    split: bool = True
+    lr: float = 0.1
+    lr_x: float = 0.05
+    weight: float = 0.25
+    weighting: str = "trunc_linear"
+    coupling: float = 0.2
+    gamma: float = 0.003
+    sigma_break: float = 0.0
+    features: str = "latent"
+    network: str | None = None
+    start: Literal["data", "noise"] = "data"
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, math.inf, "lr", "lr_x", "weight", "coupling", "gamma", "sigma_break")
+        check_weighting(self.weighting)
+        check_features(self.features, self.network, "latent")
+        if self.start not in ("data", "noise"):
+            raise ValueError(f"RSD: start must be 'data' or 'noise', got {self.start!r}.")
+
+    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
+        x = first_guess(problem).clone()
+        z = prior.encode(x).clone()
+        if self.start == "noise":
+            z, x = rng.randn_like(z), rng.randn_like(x)
+        adam_z, adam_x = (torch.optim.Adam([u], lr=lr, betas=(0.9, 0.99)) for u, lr in ((z, self.lr), (x, self.lr_x)))
+        return State(z, x, adam_z, adam_x)
+
+    def step(self, state: State, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
+        z, x, adam_z, adam_x = state
+        n = rng.randn_like(z)
+        eps = prior.predict(prior.at(t, z, n), t).noise
+        g = eps - n
+        alpha_t, sigma_t = prior.schedule(t)
+        d, ratio = z[0].numel(), sigma_t / alpha_t
+        if self.gamma and ratio >= self.sigma_break:
+            push = repulsion(z, self._feature_map(prior), problem.particles)
+            g = g - expand_to(self.gamma * d * sigma_t / torch.hypot(alpha_t, sigma_t), z) * push
+        weight = self.weight * WEIGHTINGS[self.weighting](ratio)
+
+        def fit_data(u: Tensor) -> Tensor:  # |A u - y|^2 / 2m  (B,)
+            r = problem.residual(u)
+            return dot(r, r) / (2 * problem.n_data)
+
+        def fit_picture(u: Tensor) -> Tensor:  # |D(u) - x|^2 / 2p  (B,)
+            r = prior.decode(u) - x.detach()
+            return dot(r, r) / (2 * x[0].numel())
+
+        misfit = fit_picture if self.split else lambda u: fit_data(prior.decode(u))
+        z.grad = grad(misfit, z) + expand_to(weight, z) * g / d
+        adam_z.step()
+        if self.split:
+            x.grad = grad(fit_data, x) + self.coupling * (x - prior.decode(z)) / x[0].numel()
+            adam_x.step()
+        return state
+
+    def estimate(self, state: State) -> Tensor:
+        return state.z.clone()  # Adam goes on in place
+
+    def _feature_map(self, prior: Prior) -> Callable[[Tensor], Tensor]:
+        """f(D(z)), (B, n)."""
+        if self.features == "latent":
+            return lambda z: z.flatten(1)
+        features = load_features(self.features, self.network)
+        return lambda z: features(prior.decode(z))
+
+
+def repulsion(z: Tensor, features: Callable[[Tensor], Tensor], particles: int) -> Tensor:
+    """R (B, *latent_shape): away from the other particles of the group in feature space; zero if there are none.
+
+    Arguments:
+        z: latents (B, *latent_shape); consecutive groups of `particles` rows see each other.
+        features: latents to features (B, n), differentiable.
+        particles: N.
+    """
+    if particles == 1:
+        return torch.zeros_like(z)
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_(True)
+        f = features(leaf)
+        groups = f.detach().unflatten(0, (-1, particles))  # (G, N, n)
+        groups = groups - groups.mean(dim=1, keepdim=True)  # keeps the digits of particles that are close together
+        d2 = torch.cdist(groups, groups, compute_mode="donot_use_mm_for_euclid_dist").square()  # (G, N, N)
+        others = ~torch.eye(particles, dtype=torch.bool, device=z.device)
+        median = d2[:, others].unflatten(1, (particles, -1)).median(dim=-1, keepdim=True).values  # (G, N, 1)
+        floor = torch.finfo(f.dtype).eps ** 0.5  # particles in one place do not blow each other's rounding errors up
+        h = (median / math.log(particles)).clamp_min(floor)
+        k = torch.where(others, (-d2 / h).exp(), 0)
+        pull = 2 * k / k.sum(dim=-1, keepdim=True) / h
+        push = pull.sum(dim=-1, keepdim=True) * groups - pull @ groups  # sum_j pull_ij (f_i - f_j)
+        (r,) = torch.autograd.grad(f, leaf, push.flatten(0, 1))
+    return r

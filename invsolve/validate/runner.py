@@ -1,0 +1,260 @@
+"""Runs samplers on problems with known posteriors and keeps one line per sampler and problem."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..problem import Problem
+from ..result import json_number
+from ..rng import derive_seed
+from ..solve import default_times, solve
+from ..solver import Solver
+from ..solvers import SOLVERS, build_solver
+from .metrics import evaluate
+from .problems import EXACT, PRIOR, Case, Row, Suite
+
+__all__ = [
+    "CURVE",
+    "Measured",
+    "default_rows",
+    "load_records",
+    "measure",
+    "run_row",
+    "run_suite",
+    "steps_for",
+    "times_for",
+]
+
+CURVE = (5, 10, 20, 50, 100, 200, 500)  # network calls per sample of the curves
+BILL = ("steps", "calls", "gradients", "seconds")
+ROWS_PER_BATCH = 4096  # of mixtures in few dimensions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one row gave on one problem; a line of results.jsonl."""
+
+    key: str
+    suite: str
+    setting: str
+    problem: int
+    row: str
+    samples: int
+    seed: int
+    steps: int
+    calls: float
+    gradients: float
+    seconds: float
+    failed: int  # samples that did not stay finite
+    error: str = ""  # why a solver cannot do this problem
+    metrics: dict[str, float] = field(default_factory=dict)
+    software: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line."""
+        values = asdict(self)
+        values["metrics"] = {name: json_number(value) for name, value in self.metrics.items()}
+        return json.dumps(values)
+
+    @classmethod
+    def from_json(cls, line: str) -> Measured:
+        """What `to_json` wrote."""
+        values = json.loads(line)
+        values["metrics"] = {name: math.nan if v is None else v for name, v in values["metrics"].items()}
+        return cls(**values)
+
+
+def steps_for(solver: Solver[Any], calls: int) -> int:
+    """The largest number of steps whose network calls per sample stay within `calls`, at least 1."""
+    steps = 1
+    while steps < 1000 and solver.network_calls(steps + 1) <= calls:
+        steps += 1
+    return steps
+
+
+def times_for(row: Row, suite: Suite, case: Case, solver: Solver[Any]) -> Tensor:
+    """The times a solver is run on."""
+    steps = row.steps or steps_for(solver, row.calls)
+    if row.times == "suite":
+        return suite.times(case, steps)
+    return default_times(case.problem, case.prior, solver, steps, None if row.times == "own" else row.times)
+
+
+def run_row(row: Row, suite: Suite, case: Case, samples: int, seed: int) -> tuple[Tensor, dict[str, float]]:
+    """Samples (n, C, H, W) of one row for one problem, and the bill: steps, calls, gradients, seconds."""
+    start = time.perf_counter()
+    if row.spec in (EXACT, PRIOR):  # independent of the exact samples that all rows are compared with
+        draw = case.exact if row.spec == EXACT else case.ignorant
+        x = draw(samples, derive_seed(seed, "row"))
+        return x, {"steps": 0, "calls": 0.0, "gradients": 0.0, "seconds": time.perf_counter() - start}
+    solver = build_solver(row.spec)
+    group = (row.particles or samples) if solver.interacting else samples
+    one_each = row.one_each and solver.interacting
+    runs = samples if one_each else math.ceil(samples / group)
+    y = case.problem.y.expand(runs, *case.problem.y.shape[1:]).contiguous()
+    result = solve(
+        Problem(case.problem.operator, case.problem.noise, y),
+        case.prior,
+        solver,
+        times_for(row, suite, case, solver),
+        samples=group,
+        seed=derive_seed(seed, case.key),
+        batch_size=max(ROWS_PER_BATCH // max(1, case.truth[0].numel() // 100), 1),
+    )
+    x = result.samples  # (runs, group, C, H, W)
+    if one_each:
+        pick = torch.randint(group, (runs,), generator=torch.Generator().manual_seed(derive_seed(seed, "pick")))
+        x = x[torch.arange(runs), pick][:, None]
+    return x.flatten(0, 1)[:samples], {
+        "steps": int(result.stats["steps"]),
+        "calls": result.stats["network"] * (group if one_each else 1),  # those of particles thrown away count
+        "gradients": result.stats["network_vjp"] * (group if one_each else 1),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def measure(row: Row, suite: Suite, case: Case, *, samples: int, seed: int, key: str = "") -> Measured:
+    """All numbers of one row on one problem, or the sentence that says why the solver cannot do it."""
+    error, metrics, failed, bill = "", dict.fromkeys(suite.columns, math.nan), 0, dict.fromkeys(BILL, 0.0)
+    try:
+        x, bill = run_row(row, suite, case, samples, seed)
+    except (TypeError, ValueError) as reason:
+        error = " ".join(str(reason).split())
+    else:
+        failed = int((~x.flatten(1).isfinite().all(dim=1)).sum())
+        metrics = evaluate(case, x, case.exact(suite.reference, seed), suite.columns)
+    return Measured(
+        key=key,
+        suite=suite.name,
+        setting=case.setting,
+        problem=case.index,
+        row=row.label,
+        samples=samples,
+        seed=seed,
+        steps=int(bill["steps"]),
+        calls=bill["calls"],
+        gradients=bill["gradients"],
+        seconds=bill["seconds"],
+        failed=failed,
+        error=error,
+        metrics=metrics,
+        software={"invsolve": __version__, "torch": torch.__version__},
+    )
+
+
+def default_rows(suite: Suite, specs: Sequence[str] = (), **fields: Any) -> list[Row]:
+    """The floor, the prior, and the given solvers, or the rows of the suite, or all solvers.
+
+    A bare name stands for the suite's settings of that solver, if it has some; "dps()" is dps with its own defaults.
+
+    Arguments:
+        suite: whose rows, settings and number of calls are taken for what is not given.
+        specs: solvers.
+        fields: of `Row`, for every solver; None leaves what the suite has.
+
+    Raises:
+        ValueError: a solver cannot be read.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    rows = [Row(spec=suite.settings_of.get(spec, spec), calls=suite.calls) for spec in specs or SOLVERS]
+    rows = [replace(row, **given) for row in (suite.rows if suite.rows and not specs else rows)]
+    for row in rows:
+        build_solver(row.spec)  # a mistyped name must not wait for its turn
+    return [Row(spec=EXACT), Row(spec=PRIOR), *rows]
+
+
+def run_suite(
+    suite: Suite,
+    rows: Iterable[Row],
+    *,
+    problems: int | None = None,
+    first: int = 0,
+    settings: Sequence[str] | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    records: Path | None = None,
+    report: Callable[[Measured], None] = lambda _: None,
+) -> list[Measured]:
+    """Measure every row on every problem of the suite.
+
+    Arguments:
+        suite: a suite.
+        rows: what to measure.
+        problems: problems per setting; by default those of the suite.
+        first: number of the first problem.
+        settings: the settings to run; all by default.
+        samples: samples per problem; by default those of the suite.
+        seed: of the samples; the problems do not depend on it.
+        records: a file of JSON lines; what is in it already is not run again, and every new line is added at once.
+        report: called with every measurement, also with those found in the file.
+
+    Raises:
+        ValueError: a setting is unknown, or a count is below 1.
+    """
+    chosen = tuple(settings or suite.settings)
+    for setting in chosen:
+        suite.case(setting, 0)  # a mistyped name must not wait for its turn
+    problems, samples = problems or suite.problems, samples or suite.samples
+    if problems < 1 or first < 0 or samples < 2:
+        raise ValueError(
+            f"problems must be at least 1, first at least 0, samples at least 2; got {problems}, {first}, {samples}."
+        )
+    known = {record.key: record for record in load_records(records)} if records is not None else {}
+    measured = []
+    rows = list(rows)
+    for setting in chosen:
+        for case in (suite.case(setting, index) for index in range(first, first + problems)):
+            for row in rows:
+                key = _key(suite, case, row, samples, seed)
+                record = known.get(key) or measure(row, suite, case, samples=samples, seed=seed, key=key)
+                if records is not None and key not in known:
+                    _append(records, record)
+                measured.append(record)
+                report(record)
+    return measured
+
+
+def load_records(path: Path) -> Iterator[Measured]:
+    """The measurements in a file of JSON lines; a last line that was cut short is left out.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    if not path.exists():
+        return
+    lines = path.read_text().split("\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line:
+                yield Measured.from_json(line)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}, is not a measurement; move the file away.") from None
+
+
+def _append(path: Path, record: Measured) -> None:
+    """Add a line, after the end of a line that an interrupted run may have left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
+    if torn:
+        path.write_text("".join(f"{r.to_json()}\n" for r in load_records(path)))
+    with path.open("a") as file:
+        file.write(record.to_json() + "\n")
+
+
+def _key(suite: Suite, case: Case, row: Row, samples: int, seed: int) -> str:
+    """A hash of all that decides the numbers."""
+    solver = None if row.spec in (EXACT, PRIOR) else repr(build_solver(row.spec))
+    parts = [case.key, asdict(row), solver, samples, suite.reference, seed, __version__, list(suite.columns)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

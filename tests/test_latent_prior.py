@@ -1,0 +1,73 @@
+"""The latent prior: a tiny autoencoder and network from diffusers' own classes, saved to a folder and loaded again."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+
+from invsolve import (
+    GaussianNoise,
+    ImageRng,
+    Problem,
+    build_operator,
+    build_solver,
+    load_prior,
+    make_times,
+    simulate,
+    solve,
+)
+from invsolve.priors import LatentPrior
+from invsolve.priors.network import ResidualUNet
+
+SHAPE = (3, 21, 30)  # not a multiple of the factor 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("latent")
+    autoencoder = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 8, 8),
+        layers_per_block=1,
+        latent_channels=5,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+        scaling_factor=0.7,
+        shift_factor=0.2,
+    )
+    autoencoder.save_pretrained(path / "vae")
+    ResidualUNet(widths=(8, 8), blocks=(1, 1), channels=5, patch=1, data_std=1.0).save_pretrained(path / "unet")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(path / "scheduler")
+    return path
+
+
+def test_scale_shift_and_sizes(folder):
+    prior, x = load_prior(str(folder)), torch.rand(2, *SHAPE) * 2 - 1
+    assert isinstance(prior, LatentPrior)
+    assert prior.latent_shape(SHAPE) == (5, 6, 8)
+    z = prior.encode(x)
+    assert z.shape == (2, 5, 6, 8)
+    padded = torch.nn.functional.pad(x, (0, 2, 0, 3), mode="reflect")
+    torch.testing.assert_close(z, (prior.autoencoder.encode(padded).latent_dist.mode() - 0.2) * 0.7)
+    assert prior.decode(z).shape == (2, 3, 24, 32)
+    decoded = prior.autoencoder.decode(z / 0.7 + 0.2).sample
+    torch.testing.assert_close(prior.sized(SHAPE).decode(z), decoded[..., :21, :30])
+    assert prior.sized(SHAPE).decode(z.double()).dtype == torch.float64
+
+
+def test_the_operator_sees_the_users_size(folder):
+    operator, noise = build_operator("downsample", SHAPE, factor=3), GaussianNoise(0.1)
+    y = simulate(operator, noise, torch.rand(1, *SHAPE), ImageRng([0]))
+    prior, solver = load_prior(str(folder)), build_solver("flowdps")
+    result = solve(Problem(operator, noise, y), prior, solver, make_times("uniform", 3, prior.schedule), samples=2)
+    assert result.ok
+    assert result.samples.shape == (1, 2, *SHAPE)
+
+
+def test_parts_that_do_not_fit_are_one_sentence(folder, tmp_path):
+    for part in ("vae", "scheduler"):
+        (tmp_path / part).symlink_to(folder / part)
+    ResidualUNet(widths=(8, 8), blocks=(1, 1), channels=4, patch=1).save_pretrained(tmp_path / "unet")
+    with pytest.raises(ValueError, match=r"network of 4 channels and an autoencoder with 5"):
+        load_prior(str(tmp_path))
