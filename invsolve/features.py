@@ -69,7 +69,7 @@ def _lpips(_network: str | None) -> Features:
     network = copy.deepcopy(lpips_network())  # this one moves to the device of the pictures
 
     def features(x: Tensor) -> Tensor:
-        trunk = network.to(x.device)
+        trunk: Any = network.to(x.device)
         parts = []
         for layer, head in zip(trunk.net(trunk.scaling_layer(_colour(x))), trunk.lins, strict=True):
             unit = layer / (layer.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()

@@ -25,7 +25,7 @@ ORDER = [
         "times",
         "figures",
     ),
-    *("metrics", "mmd", "sample", "features", "result", "solver", "solvers", "solve", "validate", "calibrate"),
+    *("metrics", "features", "result", "solver", "solvers", "solve", "validate", "calibrate"),
     *("api", "record", "choices", "progress", "demo"),
     *("cli_calibrate", "cli_degrade", "cli_restore", "cli_validate", "cli"),
 ]
