@@ -386,6 +386,20 @@ def test_noiseless_data_are_explained(spec):
     assert misfit.square().mean().sqrt() < 0.03
 
 
+def test_the_start_and_ddrm_keep_the_digits_of_float32():
+    """A blur with singular values down to 1e-4: dividing A^T y by v^2 would be wrong by most of the picture."""
+    operator = build_operator("blur", (3, 32, 32), sigma=2.0)
+    y = operator(PRIOR.sample((3, 32, 32), ImageRng([0]), torch.float64))
+    starts, ends = [], []
+    for dtype in (torch.float32, torch.float64):
+        problem = Problem(operator, NoNoise(), y.to(dtype))
+        times = make_times("restoration", 3, PRIOR.schedule).to(dtype)
+        starts.append(noisy_first_guess(times[0], problem, PRIOR, ImageRng([1])).double())
+        ends.append(solve(problem, PRIOR, DDRM(), times).samples.double())
+    assert (starts[0] - starts[1]).abs().max() < 1e-3
+    assert (ends[0] - ends[1]).abs().max() < 2e-3
+
+
 @pytest.mark.parametrize("spec", ["pigdm", "pigdm(update='ends')", "otode", "flower(gamma=1.0)", "mmps", "ddrm"])
 def test_pure_noise_is_a_time_like_the_others(spec):
     """alpha = 0 at the first time of an even grid: sigma^2 / alpha is infinite there, and J is zero."""

@@ -119,7 +119,7 @@ def noisy_first_guess(t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) 
             return (v > 0) & (v >= own * (1 - 1e-5))  # equal up to rounding at the noise of y itself
 
         z0 = operator.spectral(guess, lambda v: torch.where(seen(v), 0.0, 1.0)) + operator.spectral(
-            operator.adjoint(problem.y), lambda v: torch.where(seen(v), 1 / v.square().clamp_min(1e-30), 0.0)
+            operator.pinv(problem.y), lambda v: torch.where(seen(v), 1.0, 0.0)
         )
         noise = operator.spectral(
             noise, lambda v: torch.where(seen(v), (1 - (own / v.clamp_min(1e-30)).square()).clamp_min(0).sqrt(), 1.0)
