@@ -1,5 +1,8 @@
 """Forward operators of imaging: y = A(x)."""
 
+if __name__ == "operators":  # found from the root of the repository, where it would be a second copy of every class
+    raise ImportError("operators is a part of invsolve: import invsolve.operators instead.")
+
 from .base import Chain, Compose, LinearOperator, Operator, PinvOperator, Shape
 from .blur import CircularBlur, PaddedBlur
 from .color import Grayscale

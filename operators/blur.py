@@ -12,14 +12,15 @@ from torch import Tensor
 from ..linalg import expand_to
 from . import kernels
 from .base import LinearOperator, Shape
+from .resize import Separable
 from .spectral import SpectralOperator
 
 __all__ = ["Boundary", "CircularBlur", "PaddedBlur", "blur", "blur_kernel", "blur_motion", "blur_shake", "blur_uniform"]
 
 Boundary = Literal["circular", "zero", "reflect"]
 
-# Frequencies damped below this part of the strongest one count as lost: undoing them would amplify the rounding
-# errors of float32 data, about 1e-7, by more than 1e4.
+# Singular values (of a circular blur: frequencies) below this part of the largest count as lost: undoing them would
+# amplify the rounding errors of float32 data, about 1e-7, by more than 1e4.
 _SMALLEST_GAIN = 1e-4
 
 
@@ -27,8 +28,8 @@ class CircularBlur(SpectralOperator):
     """y = k * x on a torus: y[i, j] = sum_{p, q} k[p, q] x[i - p, j - q], the same kernel for every channel.
 
     The blur multiplies the spectrum of x by the gain, the spectrum of k.  Frequencies damped below 1e-4 of the
-    strongest count as lost in the pseudo-inverse and in the singular values, so that A A^+ A x = A x to within
-    1e-4 |x|.
+    strongest count as lost in the pseudo-inverse and in the singular values that `spectral` shows, so that
+    |A A^+ A x - A x| is at most 1e-4 |A| |x|; the proximal step is exact.
 
     Arguments:
         image_shape: (C, H, W).
@@ -77,12 +78,14 @@ class CircularBlur(SpectralOperator):
         return _multiply(fn(self._singular_values(x)), x)
 
     def _singular_values(self, x: Tensor) -> Tensor:
-        size = _cast(self.gain, x).abs()
-        return size.where(size > _SMALLEST_GAIN * size.max(), 0)
+        size = torch.view_as_complex(self.gain).abs()
+        return size.where(size > _SMALLEST_GAIN * size.max(), 0).to(x.dtype)
 
 
 class PaddedBlur(LinearOperator):
     """y = k * x on a picture that goes on beyond its border: pad, convolve circularly, crop, A = C K P.
+
+    For kernels without a structure: of one that is a product of two lines, `Separable` knows the singular values.
 
     Arguments:
         image_shape: (C, H, W).
@@ -107,11 +110,7 @@ class PaddedBlur(LinearOperator):
         self.boundary = boundary
         if boundary not in ("zero", "reflect"):
             raise ValueError(f"boundary is one of zero, reflect for a padded blur, got {boundary!r}.")
-        if boundary == "reflect" and (self.margin[0] >= height or self.margin[1] >= width):
-            raise ValueError(
-                f"The kernel {tuple(kernel.shape)} reaches over the mirrored picture {(height, width)}; make the blur "
-                f"smaller, or use boundary='zero'."
-            )
+        _check_reach(kernel, (height, width), boundary)
         self.register_buffer("kernel", kernel.to(torch.float64))
         # With the margin on both sides, what runs over one end of the torus stays within the part that is cropped.
         self.register_buffer("gain", _gain(self.kernel, (height + 2 * self.margin[0], width + 2 * self.margin[1])))
@@ -139,41 +138,66 @@ class PaddedBlur(LinearOperator):
         return x[..., top : top + height, left : left + width]
 
 
-def blur(image_shape: Shape, *, sigma: float = 2.0, boundary: Boundary = "circular") -> CircularBlur | PaddedBlur:
+def blur(image_shape: Shape, *, sigma: float = 2.0, boundary: Boundary = "circular") -> LinearOperator:
     """Gaussian blur with standard deviation `sigma` in pixels."""
     return _blur(image_shape, kernels.gaussian(sigma), boundary)
 
 
-def blur_uniform(image_shape: Shape, *, size: int = 9, boundary: Boundary = "circular") -> CircularBlur | PaddedBlur:
+def blur_uniform(image_shape: Shape, *, size: int = 9, boundary: Boundary = "circular") -> LinearOperator:
     """Mean over a square of size x size pixels, `size` odd."""
     return _blur(image_shape, kernels.uniform(size), boundary)
 
 
 def blur_motion(
     image_shape: Shape, *, length: float = 15.0, angle: float = 45.0, boundary: Boundary = "circular"
-) -> CircularBlur | PaddedBlur:
+) -> LinearOperator:
     """A straight movement over `length` pixels, `angle` degrees counter-clockwise from the horizontal."""
     return _blur(image_shape, kernels.linear_motion(length, angle), boundary)
 
 
 def blur_shake(
     image_shape: Shape, *, size: int = 31, seed: int = 0, intensity: float = 0.5, boundary: Boundary = "circular"
-) -> CircularBlur | PaddedBlur:
+) -> LinearOperator:
     """A trembling hand within size x size pixels; `intensity` 0 is a straight line, 1 is erratic."""
     return _blur(image_shape, kernels.camera_shake(size, seed, intensity), boundary)
 
 
-def blur_kernel(image_shape: Shape, *, kernel: str, boundary: Boundary = "circular") -> CircularBlur | PaddedBlur:
+def blur_kernel(image_shape: Shape, *, kernel: str, boundary: Boundary = "circular") -> LinearOperator:
     """The kernel drawn in the grey picture at the path `kernel`, normalised and centred at its centre of mass."""
     return _blur(image_shape, kernels.from_file(kernel), boundary)
 
 
-def _blur(image_shape: Shape, kernel: Tensor, boundary: Boundary) -> CircularBlur | PaddedBlur:
+def line_matrix(profile: Tensor, size: int, boundary: Literal["zero", "reflect"]) -> Tensor:
+    """Convolution of a line of `size` pixels with a profile (2 r + 1,), y_i = sum_p k_p x_{i - p}: (size, size)."""
+    radius = len(profile) // 2
+    source = torch.arange(size)[:, None] - torch.arange(-radius, radius + 1)
+    weight = profile.expand(source.shape)
+    if boundary == "zero":
+        weight = weight.where((source >= 0) & (source < size), 0)
+        source = source.clamp(0, size - 1)
+    else:
+        source = source.abs()
+        source = torch.where(source < size, source, 2 * (size - 1) - source)
+    return torch.zeros(size, size, dtype=profile.dtype).scatter_add_(1, source, weight)
+
+
+def _blur(image_shape: Shape, kernel: Tensor, boundary: Boundary) -> LinearOperator:
+    """The blur whose inverse is known best: for a kernel of sum 1 that is a product of two lines, one by lines."""
     if boundary not in get_args(Boundary):
         raise ValueError(f"boundary is one of {', '.join(get_args(Boundary))}, got {boundary!r}.")
     if boundary == "circular":
         return CircularBlur(image_shape, kernel=kernel)
-    return PaddedBlur(image_shape, kernel=kernel, boundary=boundary)
+    rows, columns = kernel.sum(dim=1), kernel.sum(dim=0)
+    if (kernel - torch.outer(rows, columns)).abs().max() > 1e-12 * kernel.max():
+        return PaddedBlur(image_shape, kernel=kernel, boundary=boundary)
+    _, height, width = image_shape
+    _check_reach(kernel, (height, width), boundary)
+    return Separable(
+        image_shape,
+        vertical=line_matrix(rows, height, boundary),
+        horizontal=line_matrix(columns, width, boundary),
+        cutoff=_SMALLEST_GAIN,
+    )
 
 
 def _gain(kernel: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -219,4 +243,12 @@ def _check_kernel(kernel: Tensor) -> None:
         raise ValueError(
             f"A blur kernel is finite, (h, w), of odd height and width, got {tuple(kernel.shape)}; pad an even one by "
             f"a row or column of zeros."
+        )
+
+
+def _check_reach(kernel: Tensor, picture: tuple[int, int], boundary: str) -> None:
+    if boundary == "reflect" and any(k // 2 >= n for k, n in zip(kernel.shape, picture, strict=True)):
+        raise ValueError(
+            f"The kernel {tuple(kernel.shape)} reaches over the mirrored picture {picture}; make the blur smaller, or "
+            f"use boundary='zero'."
         )

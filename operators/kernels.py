@@ -13,6 +13,7 @@ from .seeds import seeded
 __all__ = ["camera_shake", "from_file", "gaussian", "linear_motion", "uniform"]
 
 _LARGEST_SIDE = 4095  # wider than the blur of any picture restored here; a kernel of this side takes 134 MB
+_LARGEST_INTENSITY = 10.0  # the path's speed varies by its exponential
 
 
 def gaussian(sigma: float, size: int | None = None) -> Tensor:
@@ -23,10 +24,13 @@ def gaussian(sigma: float, size: int | None = None) -> Tensor:
         size: odd width in pixels; 2 ceil(4 sigma) + 1 if not given, which leaves out less than 1e-4 of the mass.
 
     Raises:
-        ValueError: if sigma is not positive, or the size is even or too large.
+        ValueError: if sigma is not positive, or sigma or the size is too large, or the size is even.
     """
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"sigma is the width of the Gaussian in pixels and must be positive, got {sigma}.")
+    if not 0 < sigma <= _LARGEST_SIDE:
+        raise ValueError(
+            f"sigma is the width of the Gaussian in pixels, positive and at most {_LARGEST_SIDE}, got {sigma}; 1 to 5 "
+            f"blur a picture visibly."
+        )
     radius = _radius(2 * math.ceil(4 * sigma) + 1 if size is None else size)
     profile = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
     profile = profile / profile.sum()
@@ -53,8 +57,11 @@ def linear_motion(length: float, angle: float) -> Tensor:
     Raises:
         ValueError: if the length is below 1 or too large.
     """
-    if not 1 <= length < math.inf:
-        raise ValueError(f"length is the way the camera moves in pixels and must be at least 1, got {length}.")
+    if not 1 <= length <= _LARGEST_SIDE:
+        raise ValueError(
+            f"length is the way the camera moves in pixels, at least 1 and at most {_LARGEST_SIDE}, got {length}; 5 to "
+            f"30 smear a picture visibly."
+        )
     radius = _radius(2 * math.ceil(length / 2) + 1)
     n = 64 * math.ceil(length)
     way = length * ((torch.arange(n, dtype=torch.float64) + 0.5) / n - 0.5)
@@ -71,14 +78,18 @@ def camera_shake(size: int, seed: int, intensity: float) -> Tensor:
     Arguments:
         size: odd width of the kernel in pixels, at least 3.
         seed: the same seed gives the same path, whatever the size.
-        intensity: 0 is a straight line at constant speed; at 1 the heading drifts by one turn (standard deviation).
+        intensity: 0 is a straight line at constant speed; at 1 the heading drifts by one turn (standard deviation),
+            and 10 is the most.
 
     Raises:
-        ValueError: if the size is even, too small or too large, or the intensity is negative.
+        ValueError: if the size is even, too small or too large, or the intensity is negative or too large.
     """
     radius = _radius(size)
-    if radius < 1 or not intensity >= 0:
-        raise ValueError(f"camera_shake expects size >= 3 and intensity >= 0, got size={size}, intensity={intensity}.")
+    if radius < 1 or not 0 <= intensity <= _LARGEST_INTENSITY:
+        raise ValueError(
+            f"camera_shake expects size >= 3 and intensity from 0 (a straight line) over 1 (erratic) to "
+            f"{_LARGEST_INTENSITY:g}, got size={size}, intensity={intensity}."
+        )
     n = 4096  # many points per pixel for any practical size
     generator = seeded(seed)
     start = torch.rand((), generator=generator, dtype=torch.float64)

@@ -14,10 +14,6 @@ from .spectral import SpectralOperator
 
 __all__ = ["Separable", "average_matrix", "bicubic_matrix", "downsample", "downsample_bicubic", "enlarged_shape"]
 
-# Singular values below this part of the largest one count as zero: those of the matrices here are far larger, and the
-# rounding errors of the decomposition, about 1e-16, are far smaller.
-_SMALLEST_VALUE = 1e-8
-
 
 class Separable(SpectralOperator):
     """Y = L X R^T for each channel.
@@ -25,16 +21,20 @@ class Separable(SpectralOperator):
     With the singular value decompositions L = U diag(a) V^T and R = P diag(b) Q^T, the operator multiplies the
     coefficients V^T X Q by v_ij = a_i b_j, which gives A^+ and the proximal step in closed form.
 
+    Values v below `cutoff` times the largest count as lost in the pseudo-inverse and in the singular values that
+    `spectral` shows, so that |A A^+ A x - A x| is at most cutoff |A| |x|.
+
     Arguments:
         image_shape: (C, H, W).
         vertical: L (h, H), which acts on columns of pixels.
         horizontal: R (w, W), which acts on rows of pixels.
+        cutoff: far above the rounding errors of the decomposition, 1e-16, and of the data.
 
     Raises:
         ValueError: if the matrices do not fit the image.
     """
 
-    fields: ClassVar[tuple[str, ...]] = ("vertical", "horizontal")
+    fields: ClassVar[tuple[str, ...]] = ("vertical", "horizontal", "cutoff")
     vertical: Tensor  # L
     horizontal: Tensor  # R
     vertical_data: Tensor  # U
@@ -42,9 +42,11 @@ class Separable(SpectralOperator):
     horizontal_data: Tensor  # P
     horizontal_image: Tensor  # Q
     values: Tensor  # v
+    kept: Tensor  # v, or 0 where it is lost
 
-    def __init__(self, image_shape: Shape, *, vertical: Tensor, horizontal: Tensor) -> None:
+    def __init__(self, image_shape: Shape, *, vertical: Tensor, horizontal: Tensor, cutoff: float = 1e-8) -> None:
         super().__init__(image_shape)
+        self.cutoff = cutoff
         _, height, width = self.image_shape
         if vertical.shape[1:] != (height,) or horizontal.shape[1:] != (width,):
             raise ValueError(
@@ -60,7 +62,8 @@ class Separable(SpectralOperator):
         self.register_buffer("horizontal_data", p)
         self.register_buffer("horizontal_image", qt.mT.contiguous())
         values = torch.outer(a, b)
-        self.register_buffer("values", values.where(values > _SMALLEST_VALUE * values.max(), 0))
+        self.register_buffer("values", values)
+        self.register_buffer("kept", values.where(values > cutoff * values.max(), 0))
 
     def forward(self, x: Tensor) -> Tensor:
         return _sandwich(self.vertical, x, self.horizontal.mT)
@@ -69,8 +72,8 @@ class Separable(SpectralOperator):
         return _sandwich(self.vertical.mT, y, self.horizontal)
 
     def pinv(self, y: Tensor) -> Tensor:
-        """The image V (U^T Y P / v) Q^T."""
-        v = self.values.to(y.dtype)
+        """The image V (U^T Y P / v) Q^T, without what is lost."""
+        v = self.kept.to(y.dtype)
         return self._synthesise(torch.where(v > 0, 1 / v, 0) * self._analyse_data(y))
 
     def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ class Separable(SpectralOperator):
 
     def spectral(self, x: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
         """The image fn(0) x + V ((fn(v) - fn(0)) V^T X Q) Q^T: fn(0) for what the thin bases V and Q do not reach."""
-        v = self.values.to(x.dtype)
+        v = self.kept.to(x.dtype)
         lost = fn(v.new_zeros(()))
         coefficients = _sandwich(self.vertical_image.mT, x, self.horizontal_image)
         return lost * x + self._synthesise((fn(v) - lost) * coefficients)

@@ -20,6 +20,9 @@ class SpectralOperator(LinearOperator):
     Pseudo-inverse and proximal step follow in closed form, and so does the noise shaping of DDNM+ and DDRM.  They go
     through A^T y, whose rounding errors they divide by v^2 or rho; an operator with small singular values replaces them
     by forms that keep the digits of float32.
+
+    A value so small that undoing it would amplify little but rounding errors counts as zero in `spectral` and `pinv`:
+    the class states from where on (1e-4 of the largest for blurs).
     """
 
     @abc.abstractmethod
