@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+if __name__ == "priors":  # found from the root of the repository, where it would be a second copy of every class
+    raise ImportError("priors is a part of invsolve: import invsolve.priors instead.")
+
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,16 +63,17 @@ def gaussian(_dtype: torch.dtype = torch.float32) -> Prior:
 PRIORS: dict[str, Callable[[torch.dtype], Prior]] = {"natural": natural, "gaussian": gaussian}
 
 
-def load_prior(name: str, dtype: torch.dtype = torch.float32) -> Prior:
+def load_prior(name: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> Prior:
     """A prior by its name in PRIORS, or from the folder of a diffusers pipeline.
 
     Arguments:
-        name: a name of PRIORS or a folder with unet/ and scheduler/, and vae/ if it is a latent prior.
+        name: a name of PRIORS, or a folder (str or Path) with unet/ and scheduler/, and vae/ if it is a latent prior.
         dtype: of the network.
 
     Raises:
         ValueError: neither a known name nor such a folder.
     """
+    name = os.fspath(name)
     if name in PRIORS:
         return PRIORS[name](dtype)
     if Path(name).is_dir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class Prior(nn.Module, abc.ABC):
 
         Arguments:
             z: (B, *latent_shape).
-            t: time in [0, 1], a scalar tensor or (B,).
+            t: time in [0, 1], a scalar tensor or (B,), of any floating dtype; both ends have the dtype of z.
         """
 
     def encode(self, x: Tensor) -> Tensor:
@@ -56,14 +56,24 @@ class Prior(nn.Module, abc.ABC):
         """Shape of the latent of one image."""
         return image_shape
 
+    def checkpoint_gradients(self) -> None:
+        """From now on gradients recompute the activations of networks and decoders instead of storing them.
+
+        Less memory for one more forward pass, the same numbers; models that cannot, and exact priors, stay as they are.
+        """
+        module: Any  # those that can are of diffusers
+        for module in self.modules():
+            if getattr(module, "_supports_gradient_checkpointing", False):
+                module.enable_gradient_checkpointing()
+
     def sized(self, image_shape: Shape) -> Prior:  # noqa: ARG002
         """This prior for pictures of one size (C, H, W); itself, unless `decode` must crop."""
         return self
 
     def at(self, t: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
         """The point alpha_t * clean + sigma_t * noise of the path."""
-        alpha, sigma = self.schedule(t)
-        return expand_to(alpha, clean) * clean + expand_to(sigma, noise) * noise
+        alpha, sigma = (expand_to(a.to(clean), clean) for a in self.schedule(t))
+        return alpha * clean + sigma * noise
 
 
 class Rescheduled(Prior):
@@ -86,7 +96,7 @@ class Rescheduled(Prior):
         inner_t = self.prior.schedule.time(sigma / alpha)
         inner_alpha, inner_sigma = self.prior.schedule(inner_t)
         scale = torch.hypot(inner_alpha, inner_sigma) / torch.hypot(alpha, sigma)  # finite also where alpha is 0
-        return self.prior.predict(expand_to(scale, z) * z, inner_t)
+        return self.prior.predict(expand_to(scale.to(z), z) * z, inner_t)
 
     def encode(self, x: Tensor) -> Tensor:
         return self.prior.encode(x)

@@ -8,9 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Covariance", "Diagonal", "Full", "PowerLaw", "Stationary"]
+__all__ = ["Covariance", "Diagonal", "Full", "PowerLaw", "Stationary", "decompose"]
 
 Spectrum = Callable[[Tensor], Tensor]  # eigenvalues -> factors, of a shape that broadcasts
+
+_ROUNDING = 1e-4  # what a covariance of float32 may miss symmetry and definiteness by, relative to its size
 
 
 class Covariance(nn.Module, abc.ABC):
@@ -43,6 +45,9 @@ class Full(Covariance):
 
     Arguments:
         matrix: symmetric positive semi-definite (d, d), d = C * H * W.
+
+    Raises:
+        ValueError: if it is not.
     """
 
     values: Tensor
@@ -50,8 +55,8 @@ class Full(Covariance):
 
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
-        values, vectors = torch.linalg.eigh(matrix)
-        self.register_buffer("values", values.clamp_min(0))
+        values, vectors = decompose(matrix)
+        self.register_buffer("values", values)
         self.register_buffer("vectors", vectors)
 
     def apply_function(self, fn: Spectrum, x: Tensor) -> Tensor:
@@ -73,7 +78,9 @@ class Stationary(Covariance):
         self.register_buffer("power", power)
 
     def apply_function(self, fn: Spectrum, x: Tensor) -> Tensor:
-        return torch.fft.irfft2(fn(self.power.to(x.dtype)) * torch.fft.rfft2(x), s=x.shape[-2:])
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # no Fourier transform takes half precision
+        filtered = fn(self.power.to(wide.dtype)) * torch.fft.rfft2(wide)
+        return torch.fft.irfft2(filtered, s=x.shape[-2:]).to(x.dtype)
 
 
 class PowerLaw(Covariance):
@@ -91,6 +98,7 @@ class PowerLaw(Covariance):
 
     def apply_function(self, fn: Spectrum, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
+        dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # no Fourier transform of half precision
         fy = torch.fft.fftfreq(height, device=x.device, dtype=x.dtype)[:, None]
         fx = torch.fft.rfftfreq(width, device=x.device, dtype=x.dtype)
         frequency = (fy.square() + fx.square()).sqrt().clamp_min(1 / max(height, width))
@@ -102,7 +110,29 @@ class PowerLaw(Covariance):
         scale = scale * x.shape[1] / scale.sum()
         inner = torch.einsum("kc,bchw->bkhw", basis, x)
         inner = torch.fft.irfft2(fn(scale[:, None, None] * power) * torch.fft.rfft2(inner), s=(height, width))
-        return torch.einsum("kc,bkhw->bchw", basis, inner)
+        return torch.einsum("kc,bkhw->bchw", basis, inner).to(dtype)
+
+
+def decompose(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (..., d), rounding errors below zero set to zero, and eigenvectors (..., d, d) of covariances.
+
+    Raises:
+        ValueError: if they are not square, finite, symmetric and positive semi-definite.
+    """
+    if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2] or not matrices.isfinite().all():
+        raise ValueError(
+            f"A covariance is a finite square matrix (d, d), got {tuple(matrices.shape)}; give it one row and one "
+            f"column per pixel."
+        )
+    if (skew := (matrices - matrices.mT).abs().max()) > _ROUNDING * matrices.abs().max():
+        raise ValueError(f"A covariance is symmetric, this one differs from its transpose by {skew:.2g}; check it.")
+    values, vectors = torch.linalg.eigh(matrices)
+    if (values[..., 0] < -_ROUNDING * values[..., -1].abs()).any():
+        raise ValueError(
+            f"A covariance has no negative eigenvalues, this one has {float(values.min()):.2g}; add at least that much "
+            f"to its diagonal, or check how it was made."
+        )
+    return values.clamp_min(0), vectors
 
 
 def _colour_basis(x: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ..linalg import cg, expand_to
-from ..operators.base import LinearOperator
+from ..operators.base import LinearOperator, check_shape
 from ..rng import ImageRng
 from .base import Endpoints, Prior
 from .covariance import Covariance, Full
 from .schedule import LinearFlow, Schedule
 
-__all__ = ["GaussianPrior", "dense_matrix"]
+__all__ = ["GaussianPrior", "check_measurement", "dense_matrix", "posterior_covariance"]
 
 
 class GaussianPrior(Prior):
@@ -56,29 +56,44 @@ class GaussianPrior(Prior):
         return self.mean.to(dtype) + self.covariance.apply_function(torch.sqrt, white)
 
     def posterior_mean(self, operator: LinearOperator, sigma: float, y: Tensor, tolerance: float = 1e-10) -> Tensor:
-        """E[x | y] for y = A x + sigma n: mean + C A^T (A C A^T + sigma^2)^-1 (y - A mean), by conjugate gradients."""
+        """E[x | y] for y = A x + sigma n: mean + C A^T (A C A^T + sigma^2)^-1 (y - A mean), by conjugate gradients.
+
+        Raises:
+            ValueError: if the operator is not linear, or y and sigma are not a measurement with Gaussian noise.
+        """
+        check_measurement(operator, sigma, y)
         mean = self.mean.to(y).expand(len(y), *operator.image_shape)
         return mean + self._gain(operator, sigma, y - operator(mean), tolerance)
 
     def posterior_sample(
         self, operator: LinearOperator, sigma: float, y: Tensor, rng: ImageRng, tolerance: float = 1e-10
     ) -> Tensor:
-        """Exact samples of p(x | y), one per row of y: a prior sample moved to explain y (Matheron's rule)."""
+        """Exact samples of p(x | y), one per row of y: a prior sample moved to explain y (Matheron's rule).
+
+        Raises:
+            ValueError: if the operator is not linear, or y and sigma are not a measurement with Gaussian noise.
+        """
+        check_measurement(operator, sigma, y)
         x = self.sample(operator.image_shape, rng, y.dtype)
         return x + self._gain(operator, sigma, y - operator(x) - sigma * rng.randn_like(y), tolerance)
 
     def posterior(self, operator: LinearOperator, sigma: float, y: Tensor) -> GaussianPrior:
-        """p(x | y) of one measurement (1, *data_shape) as a Gaussian prior with a full covariance; for small images."""
+        """p(x | y) of one measurement (1, *data_shape) as a Gaussian prior with a full covariance; for small images.
+
+        Raises:
+            ValueError: if the operator is not linear, or y and sigma are not one measurement with Gaussian noise.
+        """
+        check_measurement(operator, sigma, y, rows=1)
         shape = operator.image_shape
         identity = torch.eye(math.prod(shape), dtype=y.dtype, device=y.device).reshape(-1, *shape)
         prior_covariance = self.covariance.apply_function(lambda v: v, identity).flatten(1)
         a = dense_matrix(operator, y.dtype)
         gram = a @ prior_covariance @ a.T
         gain = torch.linalg.solve(gram + sigma**2 * torch.eye(len(a)).to(y), a @ prior_covariance).T
-        covariance = prior_covariance - gain @ a @ prior_covariance
+        covariance = posterior_covariance(prior_covariance, gain, a, sigma)
         mean = self.mean.to(y).expand(shape)
         shift = gain @ (y - operator(mean[None])).flatten()
-        return GaussianPrior(Full((covariance + covariance.T) / 2), mean + shift.reshape(shape), self.schedule)
+        return GaussianPrior(Full(covariance), mean + shift.reshape(shape), self.schedule)
 
     def _gain(self, operator: LinearOperator, sigma: float, residual: Tensor, tolerance: float) -> Tensor:
         """C A^T (A C A^T + sigma^2)^-1 r."""
@@ -93,6 +108,47 @@ class GaussianPrior(Prior):
             max_steps=2000,
         )
         return covary(operator.adjoint(weights))
+
+
+def check_measurement(operator: LinearOperator, sigma: float, y: Tensor, rows: int | None = None) -> None:
+    """Raise the sentence about a problem whose posterior has no closed form here: it needs y = A x + sigma n.
+
+    Arguments:
+        operator: A.
+        sigma: standard deviation of n.
+        y: measurements (B, *data_shape).
+        rows: how many there may be; any number if not given.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not isinstance(operator, LinearOperator):
+        raise ValueError(
+            f"A closed-form posterior needs a linear operator, got {type(operator).__name__}; use a solver instead."
+        )
+    number = isinstance(sigma, int | float) or (isinstance(sigma, Tensor) and sigma.numel() == 1)
+    if not number or not 0 <= float(sigma) < math.inf:
+        raise ValueError(
+            f"A closed-form posterior needs Gaussian noise, sigma being its standard deviation, got {sigma!r}; use a "
+            f"solver for other noise."
+        )
+    check_shape(type(operator).__name__, "a measurement", y, operator.data_shape, "give it with a batch axis")
+    if rows is not None and len(y) != rows:
+        raise ValueError(f"posterior() is that of {rows} measurement, got a batch of {len(y)}; call it for each row.")
+
+
+def posterior_covariance(covariance: Tensor, gain: Tensor, a: Tensor, sigma: float) -> Tensor:
+    """(I - G A) C (I - G A)^T + sigma^2 G G^T, which no rounding error can make indefinite: Joseph's form of C - G A C.
+
+    Arguments:
+        covariance: C (..., d, d).
+        gain: G (..., d, m).
+        a: A (m, d).
+        sigma: standard deviation of the noise.
+    """
+    rest = torch.eye(a.shape[1]).to(a) - gain @ a
+    joseph = rest @ covariance @ rest.mT + sigma**2 * gain @ gain.mT
+    return (joseph + joseph.mT) / 2
 
 
 def dense_matrix(operator: LinearOperator, dtype: torch.dtype = torch.float64) -> Tensor:

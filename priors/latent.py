@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Endpoints, Prior, Shape, pad_to_multiple
-from .pixel import load_pixel_prior
+from .pixel import load_network, load_pixel_prior, read_json
 
 __all__ = ["LatentPrior", "load_latent_prior"]
 
@@ -74,16 +74,14 @@ def load_latent_prior(folder: str | Path, dtype: torch.dtype = torch.float32) ->
         dtype: of the network; the autoencoder stays in float32, since half precision overflows in decoders.
 
     Raises:
-        ValueError: the folder lacks a part, or network and autoencoder do not fit.
+        ValueError: the folder lacks a part or a part is damaged, or network and autoencoder do not fit.
     """
     from diffusers import AutoencoderKL
 
     folder = Path(folder)
     prior = load_pixel_prior(folder, dtype)
-    autoencoder = AutoencoderKL.from_pretrained(
-        str(folder / "vae"), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-    )
-    latent = LatentPrior(autoencoder.to(memory_format=torch.channels_last), prior)
+    read_json(folder / "vae" / "config.json", folder)
+    latent = LatentPrior(load_network(AutoencoderKL, folder / "vae"), prior)
     if prior.channels != latent.latent_channels:
         raise ValueError(
             f"{folder} holds a network of {prior.channels} channels and an autoencoder with {latent.latent_channels}; "

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..linalg import grad
 from ..operators.base import LinearOperator
 from .base import Endpoints, Prior, Shape
-from .gaussian import dense_matrix
+from .covariance import decompose
+from .gaussian import check_measurement, dense_matrix, posterior_covariance
 from .schedule import LinearFlow, Schedule
 
 __all__ = ["GaussianMixture"]
@@ -23,10 +24,13 @@ class GaussianMixture(Prior):
     endpoints are the weighted means of the components' Gaussian ones.
 
     Arguments:
-        weights: (K,), positive; normalised to sum 1.
+        weights: (K,), not negative; normalised to sum 1.
         means: (K, C, H, W).
         covariances: (K, d, d) with d = C * H * W, or (1, d, d) if all share one.
         schedule: the path it is seen on.
+
+    Raises:
+        ValueError: if they do not fit each other, a weight is negative or a matrix is no covariance.
     """
 
     weights: Tensor
@@ -36,10 +40,26 @@ class GaussianMixture(Prior):
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, schedule: Schedule | None = None) -> None:
         super().__init__()
-        values, vectors = torch.linalg.eigh(covariances)
+        n, size = len(means), means[0].numel()
+        if (
+            means.ndim != 4
+            or weights.shape != (n,)
+            or tuple(covariances.shape) not in {(n, size, size), (1, size, size)}
+        ):
+            raise ValueError(
+                f"GaussianMixture expects weights (K,), means (K, C, H, W) and covariances (K or 1, d, d) with "
+                f"d = C * H * W, got {tuple(weights.shape)}, {tuple(means.shape)} and {tuple(covariances.shape)}; give "
+                f"all three for the same components."
+            )
+        if not (weights.isfinite() & (weights >= 0)).all() or not weights.any():
+            raise ValueError(
+                f"GaussianMixture expects weights that are not negative, with a positive sum, got {weights.tolist()}; "
+                f"leave out components of no weight."
+            )
+        values, vectors = decompose(covariances)
         self.register_buffer("weights", weights / weights.sum())
         self.register_buffer("means", means)
-        self.register_buffer("values", values.clamp_min(0))  # (K or 1, d)
+        self.register_buffer("values", values)  # (K or 1, d)
         self.register_buffer("vectors", vectors)  # (K or 1, d, d)
         # Independent pixels need no rotation, which is most of the work in many dimensions.
         self.aligned = len(vectors) == 1 and torch.equal(vectors[0], torch.eye(vectors.shape[1]).to(vectors))
@@ -119,7 +139,11 @@ class GaussianMixture(Prior):
 
         Component k has the covariance S_k = C_k - G_k A C_k with the gain G_k = C_k A^T (A C_k A^T + sigma^2)^-1,
         the mean mu_k + G_k (y - A mu_k) and a weight proportional to w_k N(y; A mu_k, A C_k A^T + sigma^2).
+
+        Raises:
+            ValueError: if the operator is not linear, or y and sigma are not one measurement with Gaussian noise.
         """
+        check_measurement(operator, sigma, y, rows=1)
         a = dense_matrix(operator, y.dtype)  # (m, d)
         means, covariances = self.means.flatten(1).to(y), self.covariances.to(y)
         joint = a @ covariances @ a.T + sigma**2 * torch.eye(len(a)).to(y)  # (K or 1, m, m)
@@ -129,10 +153,8 @@ class GaussianMixture(Prior):
             torch.zeros_like(residual), joint
         ).log_prob(residual)
         shifted = means + torch.einsum("kdm,km->kd", gain.expand(len(means), -1, -1), residual)
-        covariance = covariances - gain @ a @ covariances
-        return GaussianMixture(
-            log_w.softmax(dim=0), shifted.reshape(self.means.shape), (covariance + covariance.mT) / 2, self.schedule
-        )
+        covariance = posterior_covariance(covariances, gain, a, sigma)
+        return GaussianMixture(log_w.softmax(dim=0), shifted.reshape(self.means.shape), covariance, self.schedule)
 
     def _rotate(self, flat: Tensor) -> Tensor:
         """Into the basis of the one shared covariance."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +17,7 @@ from ..linalg import expand_to
 from .base import Endpoints, Prior, pad_to_multiple
 from .schedule import DiscreteVP, LinearFlow, Schedule, linear_betas, scaled_linear_betas
 
-__all__ = ["GreyPrior", "PixelPrior", "load_pixel_prior"]
+__all__ = ["GreyPrior", "PixelPrior", "load_network", "load_pixel_prior", "read_json"]
 
 Parameterisation = Literal["velocity", "epsilon", "sample", "v_prediction"]
 
@@ -51,7 +55,7 @@ class PixelPrior(Prior):
         network.requires_grad_(False).eval()
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
-        alpha, sigma = (a.reshape(-1, 1, 1, 1) for a in self.schedule(t))
+        alpha, sigma = (expand_to(a.to(z), z) for a in self.schedule(t))
         out = self._call(z, t)
         if self.parameterisation == "velocity":  # of alpha = 1 - t, sigma = t
             return Endpoints(z - sigma * out, z + alpha * out)
@@ -94,7 +98,7 @@ class GreyPrior(Prior):
         inner_t = self.prior.schedule.time(3**0.5 * sigma / alpha)
         inner_alpha, inner_sigma = self.prior.schedule(inner_t)
         scale = torch.where(alpha > sigma, inner_alpha / alpha, inner_sigma / (3**0.5 * sigma))  # equal, one is finite
-        clean, noise = self.prior.predict((expand_to(scale, z) * z).expand(-1, 3, -1, -1), inner_t)
+        clean, noise = self.prior.predict((expand_to(scale.to(z), z) * z).expand(-1, 3, -1, -1), inner_t)
         return Endpoints(clean.mean(dim=1, keepdim=True), 3**0.5 * noise.mean(dim=1, keepdim=True))
 
 
@@ -106,19 +110,17 @@ def load_pixel_prior(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
         dtype: of the network; the solver's state keeps its own.
 
     Raises:
-        ValueError: the folder lacks a part, holds a network or scheduler that is not known, or a damaged calibration.
+        ValueError: the folder lacks a part, holds a network or scheduler that is not known, weights that do not fit
+            the network or a damaged calibration.
     """
     folder = Path(folder)
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", folder)
-    config = _read_json(folder / "unet" / "config.json", folder)
-    network = _network_class(str(config.get("_class_name"))).from_pretrained(
-        str(folder / "unet"), use_safetensors=True, local_files_only=True, torch_dtype=dtype, low_cpu_mem_usage=False
-    )
-    network = network.to(memory_format=torch.channels_last)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json", folder)
+    config = read_json(folder / "unet" / "config.json", folder)
     schedule, parameterisation = _path_of(scheduler)
+    network = load_network(_network_class(str(config.get("_class_name"))), folder / "unet", dtype)
     ours = config["_class_name"] == "ResidualUNet"
-    multiple = network.size_multiple if ours else 2 ** (len(config["down_block_types"]) - 1)
-    channels = config.get("in_channels", config.get("channels", 3))
+    multiple = network.size_multiple if ours else 2 ** (len(network.config["down_block_types"]) - 1)
+    channels = network.config["channels" if ours else "in_channels"]
     prior = PixelPrior(
         network,
         schedule,
@@ -129,6 +131,46 @@ def load_pixel_prior(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
     )
     prior.calibration = _read_calibration(folder)
     return prior
+
+
+def load_network(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A network of a diffusers class from the folder with its config.json and its weights.
+
+    Arguments:
+        kind: the class.
+        folder: as `save_pretrained` wrote it; weights as safetensors.
+        dtype: of the network.
+
+    Raises:
+        ValueError: if the weights are missing, damaged or those of another network.
+    """
+    try:
+        with _quiet_diffusers():
+            network, loading = kind.from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, torch_dtype=dtype, low_cpu_mem_usage=False,
+                output_loading_info=True,
+            )  # fmt: skip
+        if other := [*loading["missing_keys"], *loading["unexpected_keys"]]:
+            raise ValueError(f"{len(other)} tensors are missing or too many, such as {sorted(other)[0]}")
+    except Exception as error:  # of diffusers, torch and safetensors, each with its own for the same few causes
+        reason = textwrap.shorten(str(error).replace(str(folder), folder.name), 200, placeholder=" ...").rstrip(".")
+        raise ValueError(
+            f"{folder} does not hold the weights of the {kind.__name__} that its config.json describes ({reason}); "
+            f"save or download the prior again."
+        ) from error
+    return network.to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Without the lines that diffusers logs about a folder before it raises."""
+    logger = logging.getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _read_calibration(folder: Path) -> Tensor | None:
@@ -179,18 +221,35 @@ def _path_of(config: dict[str, Any]) -> tuple[Schedule, Parameterisation]:
     kind = config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "sample", "v_prediction"):
         raise ValueError(f"The scheduler {name} has prediction_type {kind!r}; known are epsilon, sample, v_prediction.")
-    table = betas(config.get("num_train_timesteps", 1000), config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
-    return DiscreteVP(table), kind
+    n, start, end = (
+        config.get(key, value)
+        for key, value in {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}.items()
+    )
+    if not (isinstance(n, int) and n >= 1 and all(isinstance(b, int | float) and 0 < b < 1 for b in (start, end))):
+        raise ValueError(
+            f"The scheduler {name} has num_train_timesteps {n!r}, beta_start {start!r} and beta_end {end!r}; expected "
+            f"are a whole number of at least 1 and two between 0 and 1: save or download the prior again."
+        )
+    return DiscreteVP(betas(n, start, end)), kind
 
 
-def _read_json(path: Path, folder: Path) -> dict[str, Any]:
+def read_json(path: Path, folder: Path) -> dict[str, Any]:
+    """The names and values in a JSON file of a pipeline folder.
+
+    Raises:
+        ValueError: if it is missing or holds something else.
+    """
     if not path.is_file():
         raise ValueError(
             f"{folder} is not a diffusers pipeline folder: {path.relative_to(folder)} is missing; it needs unet/ and "
             "scheduler/ as written by save_pretrained."
         )
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__} where names and values are expected")
     except ValueError as error:
-        raise ValueError(f"{path.name} in {folder} is damaged ({error}); save or download the prior again.") from error
+        raise ValueError(
+            f"{path.relative_to(folder)} in {folder} is damaged ({error}); save or download the prior again."
+        ) from error
     return content

@@ -12,6 +12,7 @@ from invsolve import (
     build_solver,
     load_prior,
     make_times,
+    restore,
     simulate,
     solve,
 )
@@ -71,3 +72,36 @@ def test_parts_that_do_not_fit_are_one_sentence(folder, tmp_path):
     ResidualUNet(widths=(8, 8), blocks=(1, 1), channels=4, patch=1).save_pretrained(tmp_path / "unet")
     with pytest.raises(ValueError, match=r"network of 4 channels and an autoencoder with 5"):
         load_prior(str(tmp_path))
+
+
+def stored_bytes(prior, z):
+    """The gradient of a decoded clean end, and what autograd kept for it."""
+    kept, leaf = [], z.clone().requires_grad_(True)
+
+    def keep(x):
+        kept.append(x.numel() * x.element_size())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss = prior.decode(prior.predict(leaf, torch.tensor(0.3)).clean).square().sum()
+    return torch.autograd.grad(loss, leaf)[0], sum(kept)
+
+
+def test_checkpointed_gradients_are_the_same_and_keep_less(folder):
+    z = torch.randn(2, 5, 8, 8, generator=torch.Generator().manual_seed(1))
+    prior = load_prior(str(folder))
+    torch.nn.init.normal_(prior.prior.network.conv_out.weight, generator=torch.Generator().manual_seed(2))
+    plain, much = stored_bytes(prior, z)
+    prior.checkpoint_gradients()
+    checkpointed, little = stored_bytes(prior, z)
+    torch.testing.assert_close(checkpointed, plain)
+    assert little < 0.5 * much
+
+
+def test_checkpointing_can_be_asked_for(folder, monkeypatch):
+    y, asked = torch.zeros(3, 8, 8), []
+    monkeypatch.setattr(LatentPrior, "checkpoint_gradients", lambda self: asked.append(self))
+    for checkpointing in (False, True):
+        options = {"prior": load_prior(str(folder)), "solver": "dps", "steps": 2, "checkpointing": checkpointing}
+        assert restore(y, operator="downsample(factor=2)", sigma=0.1, **options).ok
+    assert len(asked) == 1

@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
+from invsolve import PoissonNoise
 from invsolve.operators import build_operator
 from invsolve.priors import (
     VE,
@@ -83,6 +84,41 @@ def test_path_identity(name, schedule, t):
     torch.testing.assert_close(prior.at(t, *ends), z, rtol=1e-9, atol=1e-9)
 
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("of_t", DTYPES, ids=str)
+@pytest.mark.parametrize("of_z", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [*EXACT, "rescheduled", "grey", "natural", "natural-grey"])
+def test_the_dtype_is_that_of_z(name, of_z, of_t):
+    """Whatever that of t, one for all or one per image; and the path identity to the precision of z."""
+    priors = {
+        "rescheduled": lambda _: Rescheduled(EXACT["power-law"](VE(40.0)), LinearFlow()),
+        "grey": lambda _: GreyPrior(EXACT["power-law"](None)),
+        "natural": lambda _: load_prior("natural"),
+        "natural-grey": lambda _: GreyPrior(load_prior("natural")),
+        **EXACT,
+    }
+    prior = priors[name](None)
+    z = torch.randn(2, 1 if "grey" in name else 3, *SHAPE[1:], generator=torch.Generator().manual_seed(2)).to(of_z)
+    precision = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.05}[of_z]
+    for t in (torch.tensor(0.3, dtype=of_t), torch.tensor([0.3, 0.6], dtype=of_t)):
+        ends = prior.predict(z, t)
+        back = prior.at(t, *ends)
+        assert ends.clean.dtype == ends.noise.dtype == back.dtype == of_z
+        if of_t != torch.bfloat16 or of_z == torch.bfloat16:
+            torch.testing.assert_close(back, z, rtol=precision, atol=precision)
+
+
+@pytest.mark.parametrize("name", ["stationary", "power-law"])
+def test_half_precision_agrees(name):
+    prior, t = EXACT[name](None), torch.tensor(0.4)
+    z = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(2))
+    for half in (torch.bfloat16, torch.float16):
+        got, expected = prior.predict(z.to(half), t.to(half)).clean.float(), prior.predict(z, t).clean
+        torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_time_per_image(name):
     """One time per row is the same as one call per row."""
@@ -135,7 +171,13 @@ def test_mixture_predict_against_quadrature():
         assert float(got) == pytest.approx(float(expected), rel=1e-6)
 
 
-OPERATORS = [("inpaint-random", {"fraction": 0.5}), ("downsample", {"factor": 2}), ("blur-uniform", {"size": 3})]
+OPERATORS = [
+    ("inpaint-random", {"fraction": 0.5}),
+    ("downsample", {"factor": 2}),
+    ("blur-uniform", {"size": 3}),
+    ("blur-motion", {"length": 3.0, "boundary": "zero"}),
+    ("blur", {"sigma": 0.7, "boundary": "reflect"}),
+]
 
 
 @pytest.mark.parametrize(("row", "fields"), OPERATORS)
@@ -154,6 +196,68 @@ def test_gaussian_posterior(name, row, fields):
     torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(posterior.mean.flatten(), mean, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(prior.posterior_mean(operator, sigma, y).flatten(), mean, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("sigma", [1e-8, 1e-4])
+def test_posterior_of_nearly_noiseless_data(sigma):
+    """y = x + sigma n: the variance is sigma^2, which a difference of covariances near 1 would lose to rounding."""
+    operator, y = build_operator("identity", SHAPE), torch.randn(1, *SHAPE, dtype=torch.float64)
+    for posterior in (EXACT["full"](None).posterior(operator, sigma, y), gmm().posterior(operator, sigma, y)):
+        values = posterior.covariance.values if isinstance(posterior, GaussianPrior) else posterior.values
+        torch.testing.assert_close(values, torch.full_like(values, sigma**2), rtol=1e-4, atol=0)
+
+
+def test_posteriors_refuse_what_has_no_closed_form():
+    identity, jpeg = build_operator("identity", SHAPE), build_operator("jpeg", SHAPE)
+    y = torch.zeros(2, *SHAPE, dtype=torch.float64)
+    for prior in (EXACT["full"](None), gmm(), gmm(shared=True)):
+        with pytest.raises(ValueError, match="needs a linear operator, got JPEG; use a solver instead"):
+            prior.posterior(jpeg, 0.1, y[:1])
+        for sigma in (PoissonNoise(50.0), "0.1", -0.1, math.nan, torch.ones(2)):
+            with pytest.raises(ValueError, match="needs Gaussian noise, sigma being its standard deviation, got"):
+                prior.posterior(identity, sigma, y[:1])
+        with pytest.raises(ValueError, match=r"that of 1 measurement, got a batch of 2; call it for each row"):
+            prior.posterior(identity, 0.1, y)
+        with pytest.raises(ValueError, match=r"a measurement \(B, 3, 4, 5\), got \(3, 4, 5\)"):
+            prior.posterior(identity, 0.1, y[0])
+        assert prior.posterior(identity, torch.tensor(0.1), y[:1]).predict(y, torch.tensor(0.5)).clean.shape == y.shape
+    prior, rng = EXACT["full"](None), ImageRng(range(2))
+    with pytest.raises(ValueError, match="needs a linear operator, got JPEG"):
+        prior.posterior_mean(jpeg, 0.1, y)
+    with pytest.raises(ValueError, match="needs a linear operator, got JPEG"):
+        prior.posterior_sample(jpeg, 0.1, y, rng)
+    assert prior.posterior_mean(identity, 0.1, y).shape == prior.posterior_sample(identity, 0.1, y, rng).shape
+
+
+ONES, EYE = torch.ones(2, 1, 1, 2).double(), torch.eye(2).double()
+SKEW, INDEFINITE = torch.tensor([[1.0, 0.3], [0.1, 1.0]]).double(), torch.tensor([[1.0, 2.0], [2.0, 1.0]]).double()
+BAD_PRIORS = [
+    (lambda: GaussianMixture(torch.tensor([-1.0, 2.0]), ONES, EYE[None]), r"not negative.* got \[-1.0, 2.0\]"),
+    (lambda: GaussianMixture(torch.zeros(2), ONES, EYE[None]), "with a positive sum"),
+    (lambda: GaussianMixture(torch.tensor([1.0, math.nan]), ONES, EYE[None]), "not negative"),
+    (lambda: GaussianMixture(torch.ones(3), ONES, EYE[None]), r"got \(3,\), \(2, 1, 1, 2\) and \(1, 2, 2\)"),
+    (lambda: GaussianMixture(torch.ones(2), ONES, EYE), r"and \(2, 2\); give all three"),
+    (lambda: GaussianMixture(torch.ones(2), ONES, torch.stack([EYE, SKEW])), "differs from its transpose by 0.2"),
+    (lambda: GaussianMixture(torch.ones(2), ONES, torch.stack([EYE, INDEFINITE])), "this one has -1; add"),
+    (lambda: Full(SKEW), "A covariance is symmetric, this one differs from its transpose by 0.2; check it"),
+    (lambda: Full(INDEFINITE), "no negative eigenvalues, this one has -1; add at least"),
+    (lambda: Full(-EYE), "no negative eigenvalues"),
+    (lambda: Full(torch.ones(2, 3)), r"finite square matrix \(d, d\), got \(2, 3\)"),
+    (lambda: Full(EYE * math.nan), "finite square matrix"),
+]
+
+
+@pytest.mark.parametrize(("build", "sentence"), BAD_PRIORS)
+def test_bad_exact_priors_give_the_sentence(build, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build()
+
+
+def test_covariances_may_miss_by_rounding():
+    a = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    values = Full(a @ a.T).values  # of rank 3: nine eigenvalues of either sign, about 1e-7
+    assert (values >= 0).all() and (values > 1e-3).sum() == 3
+    assert (Full(torch.zeros(2, 2)).values == 0).all()
 
 
 def test_gaussian_posterior_samples_have_its_moments():
@@ -320,6 +424,97 @@ def test_bad_folders_say_what_is_missing(tmp_path):
     (folder / "unet" / "config.json").write_text(json.dumps({**config, "_class_name": "os.system"}))
     with pytest.raises(ValueError, match="known pixel networks"):
         load_prior(str(folder))
+
+
+def rewrite(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+DAMAGE = {
+    "other widths": (
+        lambda f: rewrite(f / "unet" / "config.json", widths=[8, 16]),
+        r"does not hold the weights of the ResidualUNet that its config.json describes \(.*size mismatch.*\); save or",
+    ),
+    "other class": (
+        lambda f: rewrite(f / "unet" / "config.json", _class_name="UNet2DModel"),
+        r"does not hold the weights of the UNet2DModel that its config.json describes",
+    ),
+    "fewer blocks": (
+        lambda f: rewrite(f / "unet" / "config.json", blocks=[1, 0]),
+        r"config.json describes \(\d+ tensors are missing or too many, such as middle\.",
+    ),
+    "more blocks": (
+        lambda f: rewrite(f / "unet" / "config.json", blocks=[1, 2]),
+        r"config.json describes \(\d+ tensors are missing or too many, such as middle\.",
+    ),
+    "bad type": (lambda f: rewrite(f / "unet" / "config.json", widths="wide"), "that its config.json describes"),
+    "list as config": (
+        lambda f: (f / "unet" / "config.json").write_text("[1, 2]"),
+        r"unet/config.json in .* is damaged \(it holds a list where names and values are expected\); save or download",
+    ),
+    "list as scheduler": (
+        lambda f: (f / "scheduler" / "scheduler_config.json").write_text("[]"),
+        r"scheduler/scheduler_config.json in .* is damaged \(it holds a list",
+    ),
+    "no json": (lambda f: (f / "unet" / "config.json").write_text("{"), r"unet/config.json in .* is damaged"),
+    "no weights": (
+        lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(),
+        r"config.json describes \(Error no file named diffusion_pytorch_model.safetensors .*\); save or download",
+    ),
+    "cut weights": (
+        lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(
+            (f / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()[:5000]
+        ),
+        r"that its config.json describes \(.*\); save or download the prior again",
+    ),
+    **{
+        f"{key} = {value}": (
+            lambda f, key=key, value=value: (
+                DDPMScheduler().save_pretrained(f / "scheduler"),
+                rewrite(f / "scheduler" / "scheduler_config.json", **{key: value}),
+            ),
+            rf"has .*{key} {value!r}.*; expected are a whole number of at least 1 and two between 0 and 1",
+        )
+        for key, value in [
+            ("num_train_timesteps", 0),
+            ("num_train_timesteps", -3),
+            ("num_train_timesteps", "many"),
+            ("beta_start", -0.1),
+            ("beta_end", 2.0),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize(("damage", "sentence"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_folders_give_one_sentence(damage, sentence, tmp_path, capfd, caplog):
+    folder = tiny_networks(tmp_path)["velocity"]
+    damage(folder)
+    with pytest.raises(ValueError, match=sentence) as raised:
+        load_prior(folder)
+    text = str(raised.value)
+    assert "\n" not in text and len(text) < 700
+    assert "".join(capfd.readouterr()) == "" and caplog.text == ""
+
+
+def test_damaged_autoencoder_gives_one_sentence(tmp_path, capfd):
+    folder = tiny_networks(tmp_path)["velocity"]
+    (folder / "vae").mkdir()
+    with pytest.raises(ValueError, match=r"vae/config\.json is missing"):
+        load_prior(folder)
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(folder / "vae")
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"does not hold the weights of the AutoencoderKL that its config\.json"):
+        load_prior(folder)
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_a_path_names_a_prior(tmp_path):
+    folder = tiny_networks(tmp_path)["velocity"]
+    z, t = torch.randn(1, 3, 8, 8), torch.tensor(0.5)
+    assert torch.equal(load_prior(folder).predict(z, t).clean, load_prior(str(folder)).predict(z, t).clean)
+    with pytest.raises(ValueError, match=r"Unknown prior '.*nowhere'; choose one of natural"):
+        load_prior(tmp_path / "nowhere")
 
 
 def test_residual_unet_is_preconditioned_as_written():
