@@ -121,21 +121,23 @@ def test_data_that_no_picture_explains_are_met_as_well_as_they_can_be():
 @pytest.mark.parametrize("row", ["downsample", "blur", "jpeg"])
 def test_gradient_steps_never_move_away_from_the_data(row):
     problem = double(toy(row, sigma=0.1, n=2))
-    x, radius = torch.randn(2, *SHAPE, dtype=torch.float64), problem.level * problem.n_data**0.5
+    x = 0.3 * torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    radius = problem.level * problem.n_data**0.5
     sizes = [problem.residual(x).flatten(1).norm(dim=1)]
     for _ in range(15):
         x = approach_data(x, problem, lambda u: u, radius, 1)
         sizes.append(problem.residual(x).flatten(1).norm(dim=1))
     assert all((after <= before).all() for before, after in pairwise(sizes))
-    if row == "jpeg":  # which rounds, with the gradient of a smooth stand-in: not every picture gets closer
-        assert (sizes[-1] < sizes[0]).any()
+    if row == "jpeg":  # which rounds, with the gradient of a smooth stand-in
+        assert (sizes[-1] < 0.8 * sizes[0]).all()
     else:
         assert (sizes[-1] < 1.05 * radius).all()
 
 
 def test_one_gradient_step_is_exact_where_all_singular_values_are_equal():
     problem = double(toy("downsample", sigma=0.1))
-    x, radius = torch.randn(1, *SHAPE, dtype=torch.float64), problem.level * problem.n_data**0.5
+    x = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    radius = problem.level * problem.n_data**0.5
     one = approach_data(x, problem, lambda u: u, radius, 1)
     torch.testing.assert_close(problem.residual(one).norm()[None], radius)
     torch.testing.assert_close(one, meet_data(x, problem, radius, 0), rtol=1e-6, atol=1e-6)
@@ -361,7 +363,7 @@ def test_unknown_names_are_sentences():
 def test_all_misfits_of_one_table():
     """The shared names against their formulas."""
     problem = double(toy("downsample", sigma=0.1))
-    x = torch.randn(1, *SHAPE, dtype=torch.float64)
+    x = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     a, r = dense_matrix(problem.operator), problem.residual(x).flatten()
     expected = {
         "half_sq": r @ r / 2,

@@ -68,24 +68,25 @@ class DAPS(Solver[State]):
         inner: how the draw given y is made: "langevin", for every operator and prior, or "exact", for linear ones.
         langevin_steps: steps of the chain.
         step_size: of the chain, as a share of the inverse of the largest curvature; stable below 2.
-        data_std: standard deviation of the clean latents behind r_t: r_t = sigma_t / alpha_t, the paper's, if large.
+        spread: r_t in units of the standard deviation of an isotropic signal given z_t.
+        data_std: standard deviation of that signal; spread 1 and a large value give the paper's r_t.
     """
 
     times = "restoration"
     steps = 50
 
-    ode_steps: int = 4
+    ode_steps: int = 2
     inner: Inner = "langevin"
     langevin_steps: int = 30
     step_size: float = 0.2
-    data_std: float = 0.5
-    spread: float = 1.0
+    spread: float = 0.7
+    data_std: float = 0.2
 
     def __post_init__(self) -> None:
         check_range(self, 1, math.inf, "ode_steps")
         check_range(self, 0, math.inf, "langevin_steps")
         check_range(self, 0, 2, "step_size")
-        check_range(self, 1e-3, HIGHEST, "data_std")
+        check_range(self, 1e-3, HIGHEST, "spread", "data_std")
         if self.inner not in get_args(Inner):
             raise ValueError(f"DAPS: inner must be one of {', '.join(get_args(Inner))}, got {self.inner!r}.")
 

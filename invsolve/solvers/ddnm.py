@@ -5,7 +5,7 @@ With A = U diag(v) V^T and c = alpha_s sigma_y (c = 0 is DDNM):
 
     for t -> s in times:
         z0, eps = endpoints at z_t
-        z0      = z0 + V diag(lambda_i / v_i) U^T (y - A z0)
+        z0      = z0 + V diag(lambda_i) V^T (A^+ y - z0)            (= z0 + V diag(lambda_i / v_i) U^T (y - A z0))
         z_s     = alpha_s z0 + V diag(kept_i) V^T eps + V diag(fresh_i) V^T n,  n ~ N(0, I)
 
         component                  lambda_i                       kept_i                 fresh_i
@@ -77,9 +77,9 @@ class DDNM(Solver[Tensor]):
             z0 = prior.encode(self._consistent(x0, problem, distrust))
             return transition(prior, s, z0, eps, eta * sigma_s, rng)
 
-        def gain(v: Tensor) -> Tensor:  # lambda / v^2, applied to A^T (y - A x)
+        def trust(v: Tensor) -> Tensor:  # lambda
             damped = v * sigma_s * rest / c.clamp_min(1e-30)
-            return torch.where(v > 0, torch.where(v * sigma_s >= c, 1, damped) / v.square().clamp_min(1e-30), 0)
+            return torch.where(v > 0, torch.where(v * sigma_s >= c, 1, damped), 0)
 
         def fresh(v: Tensor) -> Tensor:
             matched = (sigma_s.square() - (c / v.clamp_min(1e-30)).square()).clamp_min(0).sqrt()
@@ -88,7 +88,7 @@ class DDNM(Solver[Tensor]):
         def kept(v: Tensor) -> Tensor:
             return torch.where(v > 0, 0, rest * sigma_s)
 
-        z0 = z0 + operator.spectral(-operator.adjoint(problem.residual(z0)), gain)
+        z0 = z0 + operator.spectral(operator.pinv(problem.y) - z0, trust)
         noise = operator.spectral(eps, kept) + operator.spectral(rng.randn_like(eps), fresh)
         return alpha_s * z0 + noise
 

@@ -29,6 +29,9 @@ The official step size follows no rule from task to task, and stops too early wi
 it was made for.  Here the data steps end where the misfit is what the problem's noise leaves: for a pixel prior and a
 linear operator in one exact step, the nearest such picture; otherwise by gradient steps whose length is that of a
 linear problem.  `data_lr` brings the official steps back.
+
+With the official weight the pull lam / t passes 1 below t = 0.7, beyond x.  On a pixel prior the noise of x then stays
+in mu: at 50 steps photographs lose 1 to 3 dB against 0.2, whose pull stays below 1.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ picture.
 |---|---|---|---|
 | L | misfit of the clean end | |A^+ y - A^+ A D(z)| (super-resolution), A^T elsewhere | |A D(z) - y|, `data_term` |
 | step_size | – | 15 at 768x768 latents, fp16 | (1 - s) (L - sigma_y sqrt(m))_+ / |g|^2 |
-| grid | – | 28 steps, shift 4 | `restoration`, 28 |
+| grid | – | 28 steps, shift 4 | `karras`, 28 |
 
 A fixed step fits one operator and one size of picture: it ignores how far away the data are and how noisy, and where
 s > 1/2 a shift of z_s moves what the network makes of it more than twice as far, which can swing up.  By default the
@@ -47,7 +47,7 @@ class FlowChef(Solver[Tensor]):
             `pinv_norm` |A^+ (A x - y)| and `adjoint_norm` |A^T (A x - y)| as in FlowDPS's version.
     """
 
-    times = "restoration"
+    times = "karras"
     steps = 28
 
     step_size: float | None = None

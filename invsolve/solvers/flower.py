@@ -10,13 +10,14 @@
 
 mean and kappa together are one draw of the posterior of N(z0, nu^2) given y, made by a single proximal step from
 z0 + nu e_1 for the data y + sigma_y e_2, e_1 and e_2 standard normal.  With gamma = 1 and a prior N(m, v I) of variance
-v = data_std^2, every z_t then has its exact law given y, however few the steps.
+v = data_std^2, every z_t then has its exact law given y, however few the steps.  On photographs, whose fine detail
+varies far less than nu_t, gamma = 1 leaves noise in the picture.
 
 | | paper | official code | here |
 |---|---|---|---|
-| gamma | 0 or 1 | 0; 1 in the runs with covariance | 0 |
+| gamma | 0 or 1 | 0 | 0 |
 | data_std (nu^2 = v sigma^2 / (alpha^2 v + sigma^2)) | 1 | 1 | 1 |
-| grid | 100 even steps | 100, and 50, 200 | `restoration`, 50 |
+| grid | 100 even steps | 100 even steps | `restoration`, 50 |
 | start | noise | noise | regularised least squares plus noise |
 | proximal step | closed form or conjugate gradients | 50 conjugate gradients | closed form or conjugate gradients |
 """

@@ -17,13 +17,13 @@ first direction is that of PiGDM.  For a decoder D the operator is A D, linearis
 
 | | paper | azula | here |
 |---|---|---|---|
-| solver | conjugate gradients, 1 to 3 steps | GMRES, 1 step | GMRES, krylov_steps = 3 |
-| sampler | DDPM, DDIM or predictor and Langevin corrector | any | DDIM with eta |
-| eta | 1 | – | 1 |
-| grid | 256 even steps and more | any | `karras`, 100 |
+| solver | conjugate gradients, few steps | conjugate gradients or GMRES, 1 step | GMRES, krylov_steps = 3 |
+| sampler | any | any | DDIM with eta = 1 |
+| grid | – | – | `karras`, 100 |
 | sigma_y without noise | – | – | 1/255, the tolerance |
 
-Every z_t is right for Gaussian priors and linear operators in the limit of many steps; how close it comes is tested.
+Every z_t has its law given y for Gaussian priors and linear operators in the limit of many steps; the error falls like
+one over their number.  The grid `restoration` starts too low for that, but gives sharper photographs in few steps.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class MMPS(Solver[Tensor]):
         residual, forward, adjoint = _measurement(problem, prior, z0.detach())
         variance = expand_to(problem.level.square(), residual)
         rho = (problem.level / isotropic_std(prior, t, 1.0)).square().clamp_min(MIN_RHO)
-        nothing = torch.zeros_like(prior.decode(z0.detach()))
+        nothing = problem.y.new_zeros(len(problem.y), *problem.operator.image_shape)
 
         def covary(u: Tensor) -> Tensor:  # V u
             (g,) = torch.autograd.grad(z0, z_t, u, retain_graph=True)

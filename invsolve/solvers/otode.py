@@ -15,10 +15,10 @@ time of equal sigma/alpha is the same motion of the ends.
 | | paper | PnP-Flow's version | here |
 |---|---|---|---|
 | gamma | 1 | 1 or sqrt(alpha / (alpha^2 + sigma^2)) by task | `constant` or `gamma_t` |
-| first time 1 - t_0 | 0.2, noiseless inpainting 0 to 0.3 | 0.1 to 0.4 by task | 1/3 (`restoration`) |
+| share of data at the first time | 0.2 | 0.1 to 0.4 by task | 1/3 (`restoration`) |
 | start | A^T y plus noise | A^T y plus noise | regularised least squares plus noise |
 | data_std (r^2 = v sigma^2 / (alpha^2 v + sigma^2)) | 1 | 1 | 0.5, that of photographs |
-| steps | 100 | 100 | 100 |
+| steps | – | – | 100 |
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ shrink with the step: it is the stronger with few steps, but with a hundred it f
 | eta | 1 | 1 | 1 |
 | data_std (r^2 = v sigma^2 / (alpha^2 v + sigma^2)) | 1 | – (noiseless only) | 1 |
 | grid | 20 to 100 even steps | 100 even steps | `restoration`, 30 |
+| sigma_y of noiseless data | 0 | 0 | the tolerance, 1/255 |
 | start | noise | noisy A^+ y | regularised least squares plus noise |
 """
 
@@ -53,7 +54,7 @@ class PiGDM(Solver[Tensor]):
         eta: share of fresh noise; 1 is the ancestral (DDPM) step, 0 the deterministic DDIM step.
         data_std: standard deviation of the clean latents in the assumed p(z_0 | z_t).
         update: `clean` adds the guidance to z_s as published; `ends` moves both ends of the path by the guided score,
-            which is right in the limit of small steps; better from about 100 steps on.
+            which is right in the limit of small steps, where `clean` fits the noise of y.
     """
 
     requires = PinvOperator

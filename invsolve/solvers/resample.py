@@ -3,9 +3,9 @@
 
     for t -> s in times:
         z0, eps = endpoints at z_t
-        z_s     = alpha_s z0 + sigma_s eps - step_size abar_t grad_{z_t} |A D(z0) - y|
+        z_s     = alpha_s z0 + sigma_s eps - step_size abar_t grad_{z_t} max(|A D(z0) - y|, sigma_y sqrt(m))
         every period-th step, and where sigma_s / alpha_s < hard_below:
-            z0  = clean end after `travel` more deterministic steps from z_s
+            z0  = clean end after `travel` more deterministic steps from z_s (0: as it is)
             z0  = argmin |A D(z0) - y| from there, stopped at the noise level (hard data consistency);
                   over pictures, then encoded, where sigma_s / alpha_s > pixel_above, and over latents below
             z_s = w alpha_s z0 + (1 - w) z_s + sqrt(w) sigma_s n,  n ~ N(0, I)      (stochastic resampling)
@@ -19,9 +19,10 @@ paper's v = gamma (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s), w = v / (v 
 
 | | paper | official code | here |
 |---|---|---|---|
-| step_size | – | 0.5, 500 steps | 0.5 |
-| period | 10 | 10 | 5 |
-| travel | – | 5 | 1 |
+| step_size | – | 0.5, 500 steps of 64x64x3 latents | 0.05 sqrt(d), d latent entries |
+| noise level in the gradient | – | no | yes |
+| period | 10 | 10 | 1: as many in 50 steps as there in 500 |
+| travel | – | 5 | 0 |
 | gamma | 40 | 40 | 40 |
 | hard_below | last two thirds of the steps | the same: 9.4 for the linear betas | 9.4 |
 | pixel_above | until the last third | the same: 1.45 | 1.45 |
@@ -52,6 +53,9 @@ from ._pieces import approach_data, meet_data, noisy_first_guess
 __all__ = ["ReSample"]
 
 
+STEP = 0.05  # per root of the number of latent entries: what the official 0.5 amounts to at a tenth of its steps
+
+
 class State(NamedTuple):
     """The point of the path, and how many steps led to it."""
 
@@ -64,9 +68,11 @@ class ReSample(Solver[State]):
     """ReSample: every few steps the clean end is made to explain the data, and noise put back onto it.
 
     Arguments:
-        step_size: weight of the gradient of the misfit norm at every step.
+        step_size: weight of the gradient of the misfit norm at every step; None for 0.05 times the root of the number
+            of latent entries.
         period: steps between two hard data consistencies.
-        travel: deterministic steps, at the pace of the step before, to the clean end that is made consistent.
+        travel: deterministic steps, at the pace of the step before, to the clean end that is made consistent; 0 for the
+            one of the step itself.
         gamma: trust in that end relative to the point of the path, when noise is put back.
         hard_below: sigma/alpha from which on the data are held.
         pixel_above: sigma/alpha down to which they are held by pictures; below it by latents.
@@ -76,17 +82,19 @@ class ReSample(Solver[State]):
     times = "restoration"
     steps = 50
 
-    step_size: float = 0.5
-    period: int = 5
-    travel: int = 1
+    step_size: float | None = None
+    period: int = 1
+    travel: int = 0
     gamma: float = 40.0
     hard_below: float = 9.4
     pixel_above: float = 1.45
     data_steps: int = 15
 
     def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "step_size", "gamma", "hard_below", "pixel_above", "data_steps")
-        check_range(self, 1, math.inf, "period", "travel")
+        check_range(self, 0, math.inf, "gamma", "hard_below", "pixel_above", "data_steps", "travel")
+        check_range(self, 1, math.inf, "period")
+        if self.step_size is not None:
+            check_range(self, 0, math.inf, "step_size")
 
     def network_calls(self, steps: int) -> int:
         return steps + self.travel * ((steps - 1) // self.period)
@@ -100,23 +108,26 @@ class ReSample(Solver[State]):
         with torch.enable_grad():
             leaf = z_t.detach().requires_grad_(True)
             z0, eps = prior.predict(leaf, t)
-            (g,) = torch.autograd.grad(norm(problem.residual(prior.decode(z0))).sum(), leaf)
+            misfit = torch.maximum(norm(problem.residual(prior.decode(z0))), problem.level * problem.n_data**0.5)
+            (g,) = torch.autograd.grad(misfit.sum(), leaf)
         scale = torch.hypot(*prior.schedule(s)) * torch.hypot(*prior.schedule(t))  # 1 on a VP path
         abar_t = 1 / (1 + r_t.square())
-        z_s = prior.at(s, z0.detach(), eps.detach()) - self.step_size * abar_t * scale * g
+        step_size = STEP * z_t[0].numel() ** 0.5 if self.step_size is None else self.step_size
+        z0 = z0.detach()
+        z_s = prior.at(s, z0, eps.detach()) - step_size * abar_t * scale * g
 
         if s == 0:
             return State(self._hold(z_s, r_s, problem, prior), k)
         if k % self.period == 0 and r_s < self.hard_below:
-            z0 = self._hold(self._travel(z_s, r_s, r_s / r_t, prior), r_s, problem, prior)
+            z0 = self._hold(self._travel(z0, z_s, r_s, r_s / r_t, prior), r_s, problem, prior)
             alpha_s, sigma_s = prior.schedule(s)
             gain = self.gamma * (1 - (r_s / r_t).square())
             w = gain / (1 + gain)
             z_s = w * alpha_s * z0 + (1 - w) * z_s + w.sqrt() * sigma_s * rng.randn_like(z_s)
         return State(z_s, k)
 
-    def _travel(self, z: Tensor, r: Tensor, pace: Tensor, prior: Prior) -> Tensor:
-        """The clean end after deterministic steps from z at sigma/alpha = r, each to `pace` times the last."""
+    def _travel(self, z0: Tensor, z: Tensor, r: Tensor, pace: Tensor, prior: Prior) -> Tensor:
+        """The clean end z0 after deterministic steps from z at sigma/alpha = r, each to `pace` times the last."""
         for k in range(self.travel):
             z0, eps = prior.predict(z, prior.schedule.time(r))
             r = pace * r
