@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .devices import find_device
 from .images import load_image, to_tensor
 from .operators import OPERATORS, LinearOperator, Operator, Shape, build_operator
 from .operators.base import check_shape
@@ -23,7 +24,7 @@ from .operators.sizes import image_shape_of
 from .priors import GreyPrior, Prior, load_prior
 from .problem import GaussianNoise, Noise, NoNoise, Problem
 from .result import Result
-from .rng import derive_seed
+from .rng import image_seeds
 from .solve import Observer, default_times, solve
 from .solver import Solver
 from .solvers import build_solver
@@ -48,15 +49,16 @@ def restore(
     y: Tensor | np.ndarray | Image.Image | str | Path,
     *,
     operator: Operator | str | Mapping[str, Any],
-    prior: Prior | str = "natural",
+    prior: Prior | str | os.PathLike[str] = "natural",
     solver: Solver[Any] | str | Mapping[str, Any] | None = None,
     sigma: float | str | Noise = 0.0,
     samples: int = 1,
     steps: int | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     batch_size: int = 8,
+    checkpointing: bool = False,
     observers: Sequence[Observer] = (),
 ) -> Result:
     """Restore a degraded picture: samples of p(x | y) under y = A(x) + noise and the prior.
@@ -72,10 +74,11 @@ def restore(
             for each picture, or a Noise object.
         samples: posterior samples per measurement.
         steps: number of time steps; the solver's default if not given.
-        seed: the same seed gives the same pictures.
+        seed: the same seed gives the same pictures; with one seed per picture, each is restored as it is alone.
         device: where to compute; by default where the prior or the operator is, if one was given, else the CPU.
         dtype: of the network, for example torch.bfloat16; the solver's state is float32, or float64 if this is.
         batch_size: most pictures that go through the network at once.
+        checkpointing: gradients recompute what they need instead of storing it: less memory, more time.
         observers: called after every step.
 
     Returns:
@@ -84,9 +87,10 @@ def restore(
 
     Raises:
         ValueError: an unknown name or field, a shape or value that does not fit; the message says what to do.
-        TypeError: the operator lacks what the solver needs.
+        TypeError: the operator lacks what the solver needs, or an argument is of another type.
     """
-    device = _device_of(prior, operator) if device is None else torch.device(device)
+    _check_arguments(operator, prior, solver, dtype)
+    device = _device_of(prior, operator) if device is None else find_device(device)
     path = Path(y) if isinstance(y, str | os.PathLike) else None
     picture = None if path is None else load_image(path)
     data = to_tensor(y if picture is None else picture.tensor)
@@ -106,11 +110,15 @@ def restore(
         solver = default_solver(operator)
         steps = default_steps(operator, samples) if steps is None else steps
     solver = build_solver(solver) if isinstance(solver, str | Mapping) else solver
-    prior_name = Path(prior).name if isinstance(prior, str) else type(prior).__name__
-    prior = (load_prior(prior, dtype) if isinstance(prior, str) else prior).to(device)
+    prior_name = type(prior).__name__ if isinstance(prior, Prior) else Path(prior).name
+    prior = (prior if isinstance(prior, Prior) else load_prior(prior, dtype)).to(device)
+    if checkpointing:
+        prior.checkpoint_gradients()
     if prior.channels == 3 and operator.image_shape[0] == 1:
         prior = GreyPrior(prior)
     problems = [Problem(operator, noise, rows) for noise, rows in zip(noises, data.chunk(len(noises)), strict=True)]
+    seeds = image_seeds(seed, len(data))
+    parts = [seeds] if len(problems) == 1 else [[one] for one in seeds]
     results = [
         solve(
             problem,
@@ -118,11 +126,11 @@ def restore(
             solver,
             default_times(problem, prior, solver, steps),
             samples=samples,
-            seed=seed if k == 0 else derive_seed(seed, k),
+            seed=part,
             batch_size=batch_size,
             observers=observers,
         )
-        for k, problem in enumerate(problems)
+        for problem, part in zip(problems, parts, strict=True)
     ]
     sigmas = [sigma_of(noise) for noise in noises]
     record = {
@@ -136,6 +144,19 @@ def restore(
         "software": {"invsolve": version("invsolve"), "torch": torch.__version__},
     }
     return _joined(results, json.loads(json.dumps(record, default=str)))
+
+
+def _check_arguments(operator: object, prior: object, solver: object, dtype: object) -> None:
+    """Refuse what is of no type that `restore` takes, with one sentence."""
+    for name, value, kinds, wanted in (
+        ("operator", operator, (Operator, str, Mapping), "an Operator, or its name such as 'blur(sigma=2)'"),
+        ("prior", prior, (Prior, str, os.PathLike), "a Prior, its name, or a folder"),
+        ("solver", solver, (Solver, str, Mapping, type(None)), "a Solver object, or its name such as 'diffpir'"),
+    ):
+        if not isinstance(value, kinds):
+            raise TypeError(f"{name} must be {wanted}, got {value!r}.")
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating-point dtype such as torch.bfloat16, got {dtype!r}.")
 
 
 def default_solver(operator: Operator) -> str:
@@ -193,9 +214,9 @@ def estimate_sigma(y: Tensor) -> float:
     return sum(0.0 if math.isnan(sigma) else sigma for sigma in sigmas) / len(sigmas)
 
 
-def _gaussian(sigma: float | str) -> Noise:
-    if isinstance(sigma, str):
-        raise ValueError(f'sigma must be a number in [-1, 1] units or "auto", got {sigma!r}.')
+def _gaussian(sigma: object) -> Noise:
+    if not isinstance(sigma, int | float):
+        raise ValueError(f'sigma must be a number in [-1, 1] units, "auto" or a Noise object, got {sigma!r}.')
     if not math.isfinite(sigma):
         raise ValueError(f"sigma must be a finite number in [-1, 1] units, got {sigma}.")
     if sigma < 0:

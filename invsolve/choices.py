@@ -20,9 +20,9 @@ __all__ = [
     "NOISES",
     "choose_operator",
     "fields_for",
-    "find_device",
     "is_expected",
     "is_file",
+    "one_line",
     "operator_for",
     "parse_noise",
     "public_fields",
@@ -58,8 +58,14 @@ def sentence(error: Exception) -> str:
     if _out_of_memory(error):
         return "The device ran out of memory; lower --batch-size, or restore a smaller picture."
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
-    return " ".join(str(error).split())
+        place = f"{error.filename}: " if error.filename else ""
+        return one_line(f"{place}{error.strerror}; choose another file or folder, or mend this one.")
+    return one_line(" ".join(str(error).split()))
+
+
+def one_line(text: str) -> str:
+    """The text with what cannot be shown, such as a newline in a file name, as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -85,7 +91,7 @@ def choose_operator(spec: str | None, mask: Path | None, kernel: Path | None) ->
         if name != implied or field in values:
             raise ValueError(f"--{field} goes with --operator {implied}, not with {spec}; leave one of them out.")
         if not path.exists():
-            raise FileNotFoundError(f"--{field}: {path} does not exist.")
+            raise FileNotFoundError(f"--{field}: {path} does not exist; check the path.")
         given = {"name": implied, **values, field: str(path)}
     if given is None:
         raise ValueError(
@@ -122,7 +128,7 @@ def operator_for(name: str, fields: dict[str, Any], image_shape: Shape, max_pixe
         if tuple(holes.shape) != image_shape[1:]:
             raise ValueError(
                 f"The mask {fields['mask']} is {holes.shape[1]} x {holes.shape[0]} pixels and the picture "
-                f"{image_shape[2]} x {image_shape[1]}; they must be of one size."
+                f"{image_shape[2]} x {image_shape[1]}; they must be of one size, so scale the mask."
             )
         return Inpaint(image_shape, observed=~holes)
     if name == "blur-kernel":
@@ -137,11 +143,14 @@ def parse_noise(sigma: str | None, noise: str | None) -> Noise | float | Literal
         ValueError: both are given, or one cannot be read.
     """
     if noise is None:
-        return parse_sigma(sigma or "0")
+        return parse_sigma("0" if sigma is None else sigma)
     if sigma is not None:
         raise ValueError("Give --sigma or --noise, not both; --sigma 0.1 is --noise 'gaussian(sigma=0.1)'.")
     name, fields = parse_spec(noise, NOISES, "noise")
-    return NOISES[name](**fields)
+    model = NOISES[name](**fields)
+    if isinstance(model, GaussianNoise):
+        parse_sigma(str(model.sigma))  # a picture's range bounds it here as there
+    return model
 
 
 def is_file(value: Any) -> bool:
@@ -152,21 +161,3 @@ def is_file(value: Any) -> bool:
 def public_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """Fields with file names instead of paths."""
     return {key: Path(value).name if is_file(value) else value for key, value in fields.items()}
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA if there is one, else the CPU.
-
-    Raises:
-        ValueError: it is not available.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.partition(":")[0] == "mps":
-        raise ValueError("The device mps has no float64 numbers, which the tables of operators need; use cpu.")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):  # torch's ways to say that it has none
-        raise ValueError(f"The device {name!r} is not available here; use cpu, or auto for the best one.") from None
-    return device

@@ -1,4 +1,4 @@
-"""The command line: `invsolve restore`, `degrade`, `demo`, `validate`, `calibrate`, `list` and `info`.
+"""The command line: `invsolve restore`, `degrade`, `demo`, `validate`, `calibrate`, `fit`, `list` and `info`.
 
 Whatever goes wrong for a reason the user can change ends as one sentence and exit code 2, at one place: `_Group`.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,16 +17,19 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from . import __version__
-from .choices import DTYPES, NOISES, is_expected, sentence
+from .choices import DTYPES, NOISES, is_expected, one_line, sentence
 from .cli_calibrate import calibrate_prior
 from .cli_degrade import degrade_files
+from .cli_fit import FitOptions, fit_flow
 from .cli_restore import Options, restore_files
 from .images import MAX_PIXELS
 from .operators import OPERATORS
 from .priors import BUNDLED, PRIORS
 from .progress import StepBar
+from .sample import STEPS as PRIOR_STEPS
 from .solvers import SOLVERS
 from .spec import spec_fields
+from .stages import FitSettings
 
 __all__ = ["app", "main"]
 
@@ -42,32 +46,63 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 class _Group(TyperGroup):
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _one_sentence():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _one_sentence():
             return super().invoke(ctx)
-        except Exception as error:
-            if not is_expected(error):
-                raise
-            _console(stderr=True).print(f"Error: {sentence(error)}")
-            raise typer.Exit(2) from None
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """What the user can change ends as one line that begins with "Error:" and exit code 2."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and type(error).__name__ != "NoArgsIsHelpError":  # of click's parser
+            text = one_line(f"{error.format_message().rstrip('.')}; see --help.")
+        elif is_expected(error):
+            text = sentence(error)
+        else:
+            raise
+        _console(stderr=True).print(f"Error: {text}")
+        raise typer.Exit(2) from None
 
 
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
-    rich_markup_mode=None,  # usage errors then look like all others: one line that begins with "Error:"
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Solve imaging inverse problems with pretrained generative priors.",
 )
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise typer.BadParameter("it is empty; name a file or a folder")  # Path("") would be the current folder
+    return Path(text)
+
 
 Inputs = Annotated[list[str], typer.Argument(help="Pictures, folders of pictures, or globs.", show_default=False)]
 OperatorOption = Annotated[
     str | None, typer.Option(help="What happened to the picture: NAME or 'NAME(field=value, ...)'.")
 ]
 MaskOption = Annotated[
-    Path | None, typer.Option(help="Mask picture, white = hole; or a folder of masks named like the pictures.")
+    Path | None,
+    typer.Option(
+        parser=_path, metavar="PATH", help="Mask picture, white = hole; or a folder of masks named like the pictures."
+    ),
 ]
-KernelOption = Annotated[Path | None, typer.Option(help="Picture of the blur kernel, black = 0.")]
+KernelOption = Annotated[
+    Path | None, typer.Option(parser=_path, metavar="PATH", help="Picture of the blur kernel, black = 0.")
+]
+OutOption = Annotated[
+    Path,
+    typer.Option("-o", "--out", parser=_path, metavar="PATH", help="Output folder, or a file for one picture."),
+]
 NoiseOption = Annotated[
     str | None, typer.Option(help=f"Noise model instead of --sigma: {', '.join(NOISES)}, e.g. 'poisson(peak=100)'.")
 ]
@@ -91,19 +126,21 @@ def restore_command(
     solver: Annotated[
         str | None,
         typer.Option(
-            help="NAME or 'NAME(field=value, ...)'.  Default: diffpir for a linear operator, else ddnm(eta=1.0)."
+            help="NAME or 'NAME(field=value, ...)'.  Default: ddrm for mere noise, diffpir for other linear operators, "
+            "else ddnm."
         ),
     ] = None,
     prior: Annotated[str, typer.Option(help="A name, or the folder of a diffusers model.")] = "natural",
     samples: Annotated[int, typer.Option(help="Posterior samples; several also give their mean and spread.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Time steps; by default those of the solver.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or another device of torch.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or xpu, with a number such as cuda:1.")] = "auto",
     dtype: Annotated[str, typer.Option(help=f"Of the network: {', '.join(DTYPES)}.")] = "float32",
-    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder, or a file for one picture.")] = Path(
-        "restored"
-    ),
+    out: OutOption = Path("restored"),
     batch_size: Annotated[int, typer.Option(help="Most samples that go through the network at once.")] = 8,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Less memory for solvers that need gradients, and more time.")
+    ] = False,
     max_pixels: PixelsOption = MAX_PIXELS,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run also what is done already.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
@@ -127,6 +164,7 @@ def restore_command(
         device=device,
         dtype=dtype,
         batch_size=batch_size,
+        checkpointing=checkpointing,
         max_pixels=max_pixels,
         overwrite=overwrite,
         dry_run=dry_run,
@@ -147,9 +185,7 @@ def degrade_command(
     noise: NoiseOption = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     bit_depth: Annotated[int | None, typer.Option(help="8 or 16; by default that of the picture.")] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder, or a file for one picture.")] = Path(
-        "degraded"
-    ),
+    out: OutOption = Path("degraded"),
     max_pixels: PixelsOption = MAX_PIXELS,
 ) -> None:
     """Simulate measurements of clean pictures, and say how to restore them."""
@@ -173,7 +209,9 @@ def degrade_command(
 
 @app.command("demo")
 def demo_command(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the pictures.")] = Path("invsolve-demo"),
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=_path, metavar="PATH", help="Folder for the pictures.")
+    ] = Path("invsolve-demo"),
     prior: Annotated[str, typer.Option(help="A name, or the folder of a diffusers model.")] = "natural",
     samples: Annotated[int, typer.Option(min=1, help="Posterior samples per task.")] = 4,
     seed: Annotated[int, typer.Option(help="Of the measurements and the samples.")] = 0,
@@ -213,7 +251,9 @@ def validate_command(
     curve: Annotated[bool, typer.Option("--curve", help="Error against network calls, 5 to 500.")] = False,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="SBC ranks and TARP coverage instead.")] = False,
     simulations: Annotated[int, typer.Option(help="Truths to calibrate with.")] = 200,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")] = Path("validation"),
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=_path, metavar="PATH", help="Folder for the results.")
+    ] = Path("validation"),
 ) -> None:
     """Compare samplers with exact posteriors.
 
@@ -255,7 +295,7 @@ def calibrate_command(
     ] = None,
     size: Annotated[int, typer.Option(help="Side of the middle of each picture that is taken.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or another device of torch.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or xpu, with a number such as cuda:1.")] = "auto",
     dtype: Annotated[str, typer.Option(help=f"Of the network: {', '.join(DTYPES)}.")] = "float32",
     batch_size: Annotated[int, typer.Option(help="Most times that go through the network at once.")] = 8,
     max_pixels: PixelsOption = MAX_PIXELS,
@@ -277,6 +317,84 @@ def calibrate_command(
         console=_console(),
         errors=_console(stderr=True),
     )
+
+
+@app.command("fit")
+def fit_command(
+    out: Annotated[Path, typer.Option("-o", "--out", parser=_path, metavar="PATH", help="Folder for the fitted flow.")],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Pictures, folders of pictures, or globs; or give --prior.")
+    ] = None,
+    operator: OperatorOption = None,
+    mask: MaskOption = None,
+    kernel: KernelOption = None,
+    sigma: Annotated[
+        str | None, typer.Option(help="Noise level: 0.1 in [-1, 1] units, or 25/255 for 25 grey levels; default 0.")
+    ] = None,
+    noise: NoiseOption = None,
+    prior: Annotated[str | None, typer.Option(help="A name or a folder: learn from samples of a prior.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the square pictures the flow makes.")] = 16,
+    canvas: Annotated[int | None, typer.Option(help="Draw the prior at this size and cut the pictures out.")] = None,
+    prior_steps: Annotated[
+        int, typer.Option(help="Network calls per draw of a prior that has no sampler of its own.")
+    ] = PRIOR_STEPS,
+    grey: Annotated[bool, typer.Option("--grey", help="One channel instead of three.")] = False,
+    pairs: Annotated[int, typer.Option(help="Pictures with simulated measurements to learn from.")] = 20000,
+    first: Annotated[
+        Literal["score", "flow"], typer.Option(help="What the first network of a level learns; the paper has flow.")
+    ] = FitSettings.first,
+    levels: Annotated[int, typer.Option(help="Resolutions of the pyramid.")] = FitSettings.levels,
+    stages: Annotated[int, typer.Option(help="Networks per level.")] = FitSettings.stages,
+    flow_steps: Annotated[int, typer.Option(help="Steps of the flow per stage.")] = FitSettings.flow_steps,
+    slices: Annotated[int, typer.Option(help="Directions per step of the flow.")] = FitSettings.slices,
+    particles: Annotated[int, typer.Option(help="Pairs that flow.")] = FitSettings.particles,
+    step_size: Annotated[float, typer.Option(help="1 moves the middle of a cloud home.")] = FitSettings.step_size,
+    score_steps: Annotated[int, typer.Option(help="Training steps of a score network.")] = FitSettings.score_steps,
+    train_steps: Annotated[int, typer.Option(help="Training steps of a flow network.")] = FitSettings.train_steps,
+    batch: Annotated[int, typer.Option(help="Pairs per training step.")] = FitSettings.batch,
+    width: Annotated[int, typer.Option(help="Of the networks; 0: chosen by their kind.")] = FitSettings.width,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = FitSettings.lr,
+    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or xpu, with a number such as cuda:1.")] = "auto",
+    max_pixels: PixelsOption = MAX_PIXELS,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a flow that is there already.")] = False,
+) -> None:
+    """Fit a conditional MMD flow, the solver mmdflow, for one operator and one noise level.
+
+    A fit that was stopped goes on where it was when the command is repeated.
+    """
+    options = FitOptions(
+        operator=operator,
+        mask=mask,
+        kernel=kernel,
+        sigma=sigma,
+        noise=noise,
+        prior=prior,
+        size=size,
+        canvas=canvas,
+        prior_steps=prior_steps,
+        grey=grey,
+        pairs=pairs,
+        device=device,
+        overwrite=overwrite,
+        max_pixels=max_pixels,
+    )
+    settings = FitSettings(
+        first=first,
+        levels=levels,
+        stages=stages,
+        flow_steps=flow_steps,
+        slices=slices,
+        particles=particles,
+        step_size=step_size,
+        score_steps=score_steps,
+        train_steps=train_steps,
+        batch=batch,
+        width=width,
+        lr=lr,
+        seed=seed,
+    )
+    fit_flow(inputs or [], out, options, settings, _console())
 
 
 @app.command("list")

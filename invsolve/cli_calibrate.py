@@ -12,7 +12,8 @@ from torch import Tensor
 
 from . import __version__
 from .calibrate import CALIBRATION_SUFFIXES, calibrate, save_calibration
-from .choices import DTYPES, find_device
+from .choices import DTYPES
+from .devices import find_device
 from .images import load_image
 from .priors import BUNDLED, PRIORS, Prior, load_prior
 from .record import Source, check_writable, expand_inputs

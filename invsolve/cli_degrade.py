@@ -13,10 +13,27 @@ from rich.console import Console
 
 from . import __version__
 from .api import default_solver
-from .choices import choose_operator, fields_for, is_expected, operator_for, parse_noise, public_fields, sentence
-from .images import at_bit_depth, load_image, save_picture, save_png
+from .choices import (
+    choose_operator,
+    fields_for,
+    is_expected,
+    one_line,
+    operator_for,
+    parse_noise,
+    public_fields,
+    sentence,
+)
+from .images import Picture, at_bit_depth, atomic_writes, encode_picture, load_image
 from .problem import GaussianNoise, Noise, NoNoise, simulate
-from .record import Source, check_writable, expand_inputs, plan_outputs, write_record
+from .record import (
+    Source,
+    check_targets,
+    check_writable,
+    encode_record,
+    expand_inputs,
+    plan_outputs,
+    typed_name,
+)
 from .rng import ImageRng, derive_seed
 from .spec import format_spec
 
@@ -73,7 +90,7 @@ def degrade_files(
         operator=name,
         fields=fields,
         noise=model,
-        noise_options=["--noise", noise] if noise else ["--sigma", sigma or "0"],
+        noise_options=["--noise", noise] if noise else ["--sigma", "0" if sigma is None else sigma],
         seed=seed,
         bit_depth=bit_depth,
         max_pixels=max_pixels,
@@ -81,12 +98,14 @@ def degrade_files(
     failed = 0
     for source, output in zip(sources, outputs, strict=True):
         try:
-            console.print(_degrade_one(plan, source, output))
+            text = _degrade_one(plan, source, output)
         except Exception as error:
             if not is_expected(error):
                 raise
             failed += 1
             errors.print(f"Error: {sentence(error)}")
+        else:
+            console.print(one_line(text))
     return failed
 
 
@@ -100,15 +119,21 @@ def _degrade_one(plan: Plan, source: Source, output: Path) -> str:
     if y.ndim != 3 or len(y) not in (1, 3):
         raise ValueError(f"The data of {name} has shape {tuple(y.shape)} and is not a picture; use the Python API.")
     clipped = (y.abs() > 1).float().mean().item()
-    command = ["invsolve", "restore", output.name]
+    record_path, mask_path = (output.with_name(output.stem + ending) for ending in (".json", "_mask.png"))
+    targets = [output, record_path] + ([] if built.data_mask is None else [mask_path])
+    check_targets(targets, "degrade", False, "choose another folder with -o")
+    provenance = {"software": f"invsolve {__version__}", "tool": "degrade", "content": "simulated measurement"}
+    files = {output: encode_picture(output, y, like, provenance)}
+    command = ["invsolve", "restore", typed_name(output.name)]
     if built.data_mask is None:
         command += ["--operator", format_spec(name, public_fields(fields))]
     else:
-        mask_path = output.with_name(f"{output.stem}_mask.png")
-        save_png(1 - 2 * built.data_mask.expand(1, *y.shape[1:]), mask_path)  # white = hole
-        command += ["--mask", mask_path.name]
+        holes = 1 - 2 * built.data_mask.expand(1, *y.shape[1:])  # white = hole
+        files[mask_path] = encode_picture(mask_path, holes, Picture(holes), provenance | {"content": "mask"})
+        command += ["--mask", typed_name(mask_path.name)]
     command += [*plan.noise_options, "--solver", default_solver(built)]
     record = {
+        "tool": "degrade",
         "restore_with": shlex.join(command),
         "software": {"invsolve": __version__, "torch": torch.__version__},
         "input": source.name.as_posix(),
@@ -118,7 +143,6 @@ def _degrade_one(plan: Plan, source: Source, output: Path) -> str:
         "seed": plan.seed,
         "clipped": clipped,
     }
-    save_picture(output, y, like, {"software": f"invsolve {__version__}", "content": "simulated measurement"})
-    write_record(output.with_name(f"{output.stem}.json"), record)
+    atomic_writes(files | {record_path: encode_record(record)})
     note = f" ({100 * clipped:.1f} % of the values were clipped to the range of a picture)" if clipped else ""
     return f"degraded {source.name} -> {output}{note}"

@@ -18,15 +18,16 @@ from .choices import (
     DTYPES,
     choose_operator,
     fields_for,
-    find_device,
     is_expected,
     is_file,
+    one_line,
     operator_for,
     parse_noise,
     public_fields,
     sentence,
 )
-from .images import Picture, load_image, save_picture
+from .devices import find_device
+from .images import Picture, atomic_writes, encode_picture, load_image
 from .operators import Operator
 from .operators.sizes import image_shape_of
 from .priors import Prior, load_prior
@@ -35,17 +36,20 @@ from .progress import StepBar
 from .record import (
     Settings,
     Source,
+    check_targets,
     check_writable,
+    encode_record,
     expand_inputs,
     is_done,
     plan_outputs,
     prior_sha256,
     run_key,
-    write_record,
+    stale_outputs,
 )
 from .result import Result, Status, json_number, spread_picture
-from .solvers import build_solver
-from .spec import format_spec
+from .solve import check_capability
+from .solvers import SOLVERS, build_solver
+from .spec import format_spec, parse_spec
 
 __all__ = ["Options", "restore_files"]
 
@@ -67,6 +71,7 @@ class Options:
     device: str
     dtype: str
     batch_size: int
+    checkpointing: bool
     max_pixels: int
     overwrite: bool
     dry_run: bool
@@ -94,10 +99,7 @@ def restore_files(inputs: Sequence[str], out: Path, options: Options, console: C
     """
     plan = make_plan(options)
     sources = expand_inputs(inputs, out)
-    endings = [".json"]
-    if options.samples > 1:
-        endings += [_sample_ending(s, options.samples) for s in range(options.samples)] + ["_std.png"]
-    outputs = plan_outputs(sources, out, endings)
+    outputs = plan_outputs(sources, out, _endings(options.samples))
     check_writable(outputs[0].parent)
     bar = StepBar([math.ceil(options.samples / options.batch_size)] * len(sources), console, errors)
     counts = {"restored": 0, "skipped": 0, "failed": 0}
@@ -113,7 +115,7 @@ def restore_files(inputs: Sequence[str], out: Path, options: Options, console: C
             counts[outcome] += 1
             bar.done(ran=outcome == "restored")
             if text:
-                console.print(text)
+                console.print(one_line(text))
     if len(sources) > 1 and not options.dry_run:
         console.print(", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
     return counts["failed"]
@@ -133,13 +135,15 @@ def make_plan(options: Options) -> Plan:
         raise ValueError(f"--steps must be 1 to 1000, got {options.steps}.")
     if options.dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {options.dtype!r}; choose one of {', '.join(DTYPES)}.")
+    if not options.prior:
+        raise ValueError("--prior is empty; name a prior of `invsolve list priors`, or a folder.")
     device = find_device(options.device)
     if options.solver is not None:
         build_solver(options.solver)
     noise = parse_noise(options.sigma, options.noise)
     settings = Settings(
         operator=format_spec(operator, public_fields(fields)),
-        sigma=options.sigma or "0",
+        sigma="0" if options.sigma is None else options.sigma,
         noise=options.noise,
         solver=options.solver or "",  # without one it depends on the operator
         prior=Path(options.prior).name,
@@ -175,15 +179,28 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
         )
     operator = operator_for(plan.operator, fields, shape, options.max_pixels)
     defaults = options.solver is None and options.steps is None
+    solver = options.solver or default_solver(operator)
+    public, fitted = _public_solver(solver)
+    if fitted is not None:
+        files["fitted flow"] = prior_sha256(fitted) or ""
     settings = replace(
         plan.settings,
         operator=format_spec(plan.operator, public_fields(fields)),
-        solver=options.solver or default_solver(operator),
+        solver=public,
         steps=default_steps(operator, options.samples) if defaults else options.steps,
     )
     key = run_key(settings, files, __version__)
-    if not (options.overwrite or options.dry_run) and is_done(output.with_name(f"{output.stem}.json"), key):
-        return "skipped", f"skipped {source.name}: done already"
+    record = output.with_name(f"{output.stem}.json")
+    if not options.overwrite and is_done(record, key):
+        done = "would skip" if options.dry_run else "skipped"
+        return "skipped", f"{done} {source.name}: done already"
+    check_targets(
+        [output, *(output.with_name(output.stem + ending) for ending in _endings(options.samples))],
+        "restore",
+        options.overwrite,
+        "choose another folder with -o, or --overwrite it",
+    )
+    check_capability(build_solver(solver), operator)
 
     y = picture.tensor[None]
     (noise,) = make_noises(plan.noise, operator, y)
@@ -193,7 +210,7 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
         y,
         operator=operator,
         prior=plan.prior,
-        solver=settings.solver,
+        solver=solver,
         sigma=noise,
         samples=options.samples,
         steps=settings.steps,
@@ -201,13 +218,15 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
         device=plan.device,
         dtype=DTYPES[options.dtype],
         batch_size=options.batch_size,
+        checkpointing=options.checkpointing,
         observers=[bar],
     )
     if not result.ok:
         raise ValueError(f"{source.path}: {Status.nonfinite.value}")
     about = {
         "key": key,
-        "command": settings.command(source.name.name, options.max_pixels),
+        "tool": "restore",
+        "command": settings.command(source.name.name, options.batch_size, options.max_pixels),
         "software": {"invsolve": __version__, "torch": torch.__version__},
         "input": {"name": source.name.as_posix(), "format": picture.format, "bit_depth": picture.bit_depth},
         "sha256": files,
@@ -218,48 +237,63 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
     return "restored", f"restored {source.name} -> {output}"
 
 
+def _public_solver(solver: str) -> tuple[str, str | None]:
+    """The solver as a record spells it, with a name instead of a path, and the folder that was fitted for it."""
+    name, fields = parse_spec(solver, SOLVERS, "solver")
+    folder = fields.get("folder")
+    if folder is None:
+        return solver, None
+    return format_spec(name, fields | {"folder": Path(folder).name}), folder
+
+
 def _save(result: Result, output: Path, picture: Picture, about: dict[str, Any]) -> None:
-    """Write the pictures and then the record, whose presence means that all of them are there."""
+    """Write the pictures and, last, the record, whose presence means that all of them are there."""
     notes = list(picture.notes)
     if picture.alpha is not None and picture.alpha.shape != tuple(result.samples.shape[-2:]):
         notes.append("Alpha was resized to the size of the restored picture.")
     provenance = {
         "software": f"invsolve {__version__}",
+        "tool": "restore",
         "command": about["command"],
         "input_sha256": picture.sha256,
         "note": "Restored with a generative prior: detail is plausible, not measured.",
     }
+    pictures = _encode_pictures(result, output, picture, provenance)
     record = about | {
-        "outputs": _write_pictures(result, output, picture, provenance),
+        "outputs": [path.name for path in pictures],
         "stats": {name: json_number(value) for name, value in result.stats.items()},
         "chi2": [json_number(value) for value in result.chi2[0].tolist()],
         "notes": notes,
     }
-    write_record(output.with_name(f"{output.stem}.json"), record)
+    path = output.with_name(f"{output.stem}.json")
+    stale = stale_outputs(path, list(pictures))
+    atomic_writes(pictures | {path: encode_record(record)})
+    for old in stale:
+        old.unlink(missing_ok=True)
 
 
-def _write_pictures(result: Result, output: Path, picture: Picture, provenance: dict[str, str]) -> list[str]:
-    """Write the best estimate, and for several samples each of them and their spread; returns the names."""
+def _encode_pictures(result: Result, output: Path, picture: Picture, provenance: dict[str, str]) -> dict[Path, bytes]:
+    """The files of the best estimate, and for several samples of each of them and of their spread."""
     samples = result.samples[0]  # (S, C, H, W)
     if len(samples) == 1:
-        save_picture(output, samples[0], picture, provenance | {"content": "sample"})
-        return [output.name]
-    names = []
-    for s, sample in enumerate(samples):
-        path = output.with_name(output.stem + _sample_ending(s, len(samples)))
-        save_picture(path, sample, picture, provenance | {"content": f"sample {s + 1} of {len(samples)}"})
-        names.append(path.name)
-    plain = replace(picture, alpha=None, icc=None)  # a map of numbers, not of colours
-    path = output.with_name(f"{output.stem}_std.png")
-    content = f"standard deviation of {len(samples)} samples, white = the largest"
-    save_picture(path, spread_picture(result.std[0]), plain, provenance | {"content": content})
+        return {output: encode_picture(output, samples[0], picture, provenance | {"content": "sample"})}
+    *sample_paths, std_path = (output.with_name(output.stem + ending) for ending in _endings(len(samples))[1:])
     content = f"mean of {len(samples)} samples"
-    save_picture(output, result.mean[0], picture, provenance | {"content": content})
-    return [output.name, *names, path.name]
+    files = {output: encode_picture(output, result.mean[0], picture, provenance | {"content": content})}
+    for s, (path, sample) in enumerate(zip(sample_paths, samples, strict=True)):
+        content = f"sample {s + 1} of {len(samples)}"
+        files[path] = encode_picture(path, sample, picture, provenance | {"content": content})
+    plain = replace(picture, alpha=None, icc=None)  # a map of numbers, not of colours
+    content = f"standard deviation of {len(samples)} samples, white = the largest"
+    files[std_path] = encode_picture(std_path, spread_picture(result.std[0]), plain, provenance | {"content": content})
+    return files
 
 
-def _sample_ending(s: int, samples: int) -> str:
-    return f"_sample{s + 1:0{max(2, len(str(samples)))}d}.png"
+def _endings(samples: int) -> list[str]:
+    """What the stem of a picture is continued by: its record, and for several samples each of them and their spread."""
+    digits = max(2, len(str(samples)))
+    names = [f"_sample{s + 1:0{digits}d}.png" for s in range(samples)]
+    return [".json", *names, "_std.png"] if samples > 1 else [".json"]
 
 
 def _describe(source: Source, picture: Picture, operator: Operator, noise: Noise, output: Path) -> str:

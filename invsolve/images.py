@@ -36,8 +36,12 @@ __all__ = [
     "at_bit_depth",
     "atomic_folder",
     "atomic_write",
+    "atomic_writes",
+    "check_replaceable",
+    "encode_picture",
     "load_image",
     "load_mask",
+    "provenance_of",
     "save_picture",
     "save_png",
     "to_tensor",
@@ -176,7 +180,7 @@ def load_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Pi
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist.")
     if not path.is_file():
-        raise ValueError(f"{path} is not a file.")
+        raise ValueError(f"{path} is not a file; give a picture ({', '.join(FORMATS)}).")
     data = path.read_bytes()
     try:
         with warnings.catch_warnings():
@@ -185,11 +189,11 @@ def load_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Pi
     except _RefusedError as error:
         raise ValueError(f"{path} {error}") from None
     except Image.DecompressionBombError:  # Pillow's own guard, far above what can be restored
-        raise ValueError(f"{path} has more pixels than can be restored; make the picture smaller.") from None
+        raise ValueError(f"{path} has more pixels than can be read at all; make the picture smaller.") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not a picture that can be read ({', '.join(FORMATS)}).") from None
     except Exception as error:  # decoders raise many types on damaged files; each means the same to the user
-        raise ValueError(f"{path} is damaged or cut off: {str(error).rstrip('.')}.") from error
+        raise ValueError(f"{path} is damaged or cut off ({str(error).rstrip('.')}); get the file anew.") from error
 
 
 def load_mask(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -239,8 +243,11 @@ def _decode(data: bytes, max_pixels: int) -> Picture:
     else:
         values = _expand(header, notes)
     exif, orientation = _exif(header, notes)
-    icc = None if header.mode == "CMYK" else header.info.get("icc_profile")  # it does not describe the RGB values
     colours, alpha = _split_alpha(_upright(values, orientation))
+    icc = header.info.get("icc_profile")
+    if icc and icc[16:20] != (b"GRAY" if colours.ndim == 2 else b"RGB "):  # of the colours before a conversion
+        notes.append("The colour profile does not belong to grey or RGB values and was left out.")
+        icc = None
     return Picture(
         tensor=_from_integers(colours),
         alpha=alpha,
@@ -272,9 +279,11 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _expand(image: Image.Image, notes: list[str]) -> np.ndarray:
-    """The pixels of a picture of at most 8 bits as uint8 (H, W) or (H, W, 2 | 3 | 4)."""
+    """The pixels of a picture as uint8 (H, W) or (H, W, 2 | 3 | 4), or of a grey one of 16 bits as uint16 (H, W)."""
     image.load()
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    if image.mode in ("I", "F"):
         raise _RefusedError(f"has {image.mode} pixels; save it with 8 or 16 bits per channel.")
     grey = image.mode in ("1", "L", "LA", "La")
     if image.mode == "CMYK":
@@ -370,7 +379,12 @@ def _split_alpha(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def save_picture(path: str | os.PathLike[str], x: Tensor, like: Picture, provenance: Mapping[str, Any]) -> None:
-    """Write a picture at the bit depth of `like`, with its alpha, colour profile and EXIF, as PNG or TIFF by suffix.
+    """Write what `encode_picture` makes of the same arguments."""
+    atomic_write(path, encode_picture(path, x, like, provenance))
+
+
+def encode_picture(path: str | os.PathLike[str], x: Tensor, like: Picture, provenance: Mapping[str, Any]) -> bytes:
+    """A picture file at the bit depth of `like`, with its alpha, colour profile and EXIF, as PNG or TIFF by suffix.
 
     Alpha is resized if the picture has another size; the profile is kept only if grey stays grey and colour colour.
 
@@ -390,11 +404,25 @@ def save_picture(path: str | os.PathLike[str], x: Tensor, like: Picture, provena
     icc = like.icc if len(x) == len(like.tensor) else None
     text = json.dumps(provenance, sort_keys=True)
     if path.suffix.lower() in (".tif", ".tiff"):
-        atomic_write(path, _encode_tiff(values, icc, like.exif, text))
-    elif path.suffix.lower() == ".png":
-        atomic_write(path, _encode_png(values, icc, like.exif, text))
-    else:
-        raise ValueError(f"{path.name} cannot be written; pictures are written as .png, .tif or .tiff.")
+        return _encode_tiff(values, icc, like.exif, text)
+    if path.suffix.lower() == ".png":
+        return _encode_png(values, icc, like.exif, text)
+    raise ValueError(f"{path.name} cannot be written; pictures are written as .png, .tif or .tiff.")
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """What `encode_picture` wrote about the making of a picture file; empty if it did not write this one."""
+    try:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            with tifffile.TiffFile(path) as tiff:
+                text = tiff.pages.first.description
+        else:
+            with Image.open(path, formats=["PNG"]) as image:
+                text = image.info["invsolve"]
+        provenance = json.loads(text)
+    except Exception:  # noqa: BLE001  a file of any kind may lie there
+        return {}
+    return provenance if isinstance(provenance, dict) and "software" in provenance else {}
 
 
 def save_png(x: Tensor, path: str | os.PathLike[str]) -> None:
@@ -459,17 +487,24 @@ def _encode_tiff(values: np.ndarray, icc: bytes | None, exif: bytes | None, text
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file so that it holds all of `data` or stays as it was; missing folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = _beside(path)
+    atomic_writes({Path(path): data})
+
+
+def atomic_writes(contents: Mapping[Path, bytes]) -> None:
+    """Write several files, none of them before all are on the disk; they then appear in the order given."""
+    work = {path: _beside(path) for path in contents}
     try:
-        with work.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        work.replace(path)
+        for path, data in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with work[path].open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            work[path].replace(path)
     finally:
-        work.unlink(missing_ok=True)
+        for temporary in work.values():
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -482,14 +517,14 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         FileExistsError: `path` is a file, or a folder that holds what no earlier run wrote; it is left as it is.
     """
     path = Path(path).resolve()
-    _check_replaceable(path)
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     work, old = _beside(path), _beside(path, "old")
     work.mkdir()
     try:
         yield work
         (work / MANIFEST).write_text(json.dumps(_entries(work), indent=2) + "\n")
-        _check_replaceable(path)  # somebody may have put a file there in the meantime
+        check_replaceable(path)  # somebody may have put a file there in the meantime
         if path.exists():
             path.replace(old)
         try:
@@ -508,7 +543,7 @@ def _entries(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p != folder / MANIFEST)
 
 
-def _check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> None:
     """Refuse a target that is a file, or a folder with anything that its own list does not name."""
     if not path.exists():
         return
@@ -526,5 +561,6 @@ def _check_replaceable(path: Path) -> None:
 
 
 def _beside(path: Path, what: str = "tmp") -> Path:
-    """A hidden name in the same folder, thus on the same disk, that no other process uses."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{what}")
+    """A short hidden name in the same folder, thus on the same disk, that no other process uses."""
+    short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return path.with_name(f".invsolve-{short}.{os.getpid()}.{what}")

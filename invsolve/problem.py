@@ -14,6 +14,7 @@ from .operators.identity import Identity
 from .operators.jpeg import JPEG
 from .rng import ImageRng
 
+HIGHEST = 1e6  # of a noise level or photon count: far beyond sense, and its square still is a float32
 MIN_RATE = 0.1  # photons; the likelihood is continued as a straight line below
 
 __all__ = ["GaussianNoise", "NoNoise", "Noise", "PoissonNoise", "Problem", "simulate"]
@@ -56,9 +57,9 @@ class GaussianNoise(Noise):
     sigma: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.sigma) and self.sigma > 0):
+        if not 0 < self.sigma <= HIGHEST:
             raise ValueError(
-                f"sigma must be a positive number in units of the [-1, 1] image, got {self.sigma!r}; "
+                f"sigma must be a positive number up to {HIGHEST:g} in units of the [-1, 1] image, got {self.sigma!r}; "
                 "use NoNoise() (or --sigma 0) for a noiseless measurement."
             )
 
@@ -85,11 +86,15 @@ class PoissonNoise(Noise):
     peak: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.peak) and self.peak > 0):
-            raise ValueError(f"peak must be a positive photon count, got {self.peak!r}; typical values are 10 to 1000.")
+        if not 0 < self.peak <= HIGHEST:
+            raise ValueError(
+                f"peak must be a positive photon count up to {HIGHEST:g}, got {self.peak!r}; typical values are 10 to "
+                "1000."
+            )
 
     def sample(self, clean: Tensor, rng: ImageRng) -> Tensor:
-        return 2 * rng.poisson(self.peak * ((clean + 1) / 2).clamp_min(0)) / self.peak - 1
+        counts = rng.poisson(self.peak * ((clean.double() + 1) / 2).clamp_min(0))
+        return (2 * counts / self.peak - 1).to(clean.dtype)
 
     def std(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         weight = torch.ones_like(y) if mask is None else mask.to(y).expand_as(y)
@@ -115,6 +120,13 @@ class NoNoise(Noise):
     """
 
     tolerance: float = 1 / 255
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance <= HIGHEST:
+            raise ValueError(
+                f"tolerance must be a positive number up to {HIGHEST:g} in units of the [-1, 1] image, got "
+                f"{self.tolerance!r}; the default is {1 / 255:.4f}."
+            )
 
     def sample(self, clean: Tensor, rng: ImageRng) -> Tensor:  # noqa: ARG002
         return clean

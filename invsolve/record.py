@@ -12,19 +12,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from .images import MAX_PIXELS, SUFFIXES, atomic_write
+from .images import MAX_PIXELS, SUFFIXES, provenance_of
 from .priors import BUNDLED, PRIORS
 
 __all__ = [
     "Settings",
     "Source",
+    "check_targets",
     "check_writable",
+    "encode_record",
     "expand_inputs",
     "is_done",
     "plan_outputs",
     "prior_sha256",
+    "read_record",
     "run_key",
-    "write_record",
+    "stale_outputs",
+    "typed_name",
 ]
 
 OUTPUT_SUFFIXES = (".png", ".tif", ".tiff")
@@ -56,15 +60,24 @@ class Settings:
     device: str
     dtype: str
 
-    def command(self, name: str, max_pixels: int = MAX_PIXELS) -> str:
-        """The command that repeats the run on one picture, typed in the folder that holds its files."""
+    def command(self, name: str, batch_size: int, max_pixels: int = MAX_PIXELS) -> str:
+        """The command that repeats the run on one picture, typed in the folder that holds its files.
+
+        The batch size is in it, but not in the settings: it changes the last digits at most.
+        """
         options = {key: value for key, value in asdict(self).items() if value is not None}
         if self.noise is not None:
             del options["sigma"]  # it is the noise that counts
+        options["batch-size"] = batch_size
         if max_pixels != MAX_PIXELS:
             options["max-pixels"] = max_pixels
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-        return shlex.join(["invsolve", "restore", name, *words])
+        return shlex.join(["invsolve", "restore", typed_name(name), *words])
+
+
+def typed_name(name: str) -> str:
+    """A file name as it can be typed: one that begins with a dash is not an option."""
+    return f"./{name}" if name.startswith("-") else name
 
 
 def expand_inputs(inputs: Sequence[str], leave_out: Path) -> list[Source]:
@@ -80,27 +93,32 @@ def expand_inputs(inputs: Sequence[str], leave_out: Path) -> list[Source]:
     """
     sources: dict[Path, Source] = {}
     for text in inputs:
+        if not text:
+            raise ValueError("An input is empty; name a picture, a folder or a glob ('.' is the current folder).")
         path = Path(text)
         if path.is_dir():
             found = _find(path, "**/*", leave_out)
             if not found:
-                raise ValueError(f"The folder {text} holds no picture ({', '.join(SUFFIXES)}).")
+                raise ValueError(f"The folder {text} holds no picture ({', '.join(SUFFIXES)}) to read; name another.")
         elif path.exists():
             found = [Source(path, PurePath(path.name))]
         elif glob.has_magic(text):
             fixed = next(k for k, part in enumerate(path.parts) if glob.has_magic(part))
             found = _find(Path(*path.parts[:fixed]), str(PurePath(*path.parts[fixed:])), leave_out)
             if not found:
-                raise FileNotFoundError(f"No picture matches {text} ({', '.join(SUFFIXES)}).")
+                raise FileNotFoundError(f"No picture ({', '.join(SUFFIXES)}) matches {text}; check the pattern.")
         else:
-            raise FileNotFoundError(f"{text} does not exist.")
+            raise FileNotFoundError(f"{text} does not exist; check the path.")
         for source in found:
             sources.setdefault(source.path.resolve(), source)
     return sorted(sources.values(), key=lambda source: source.name)
 
 
 def _find(folder: Path, pattern: str, leave_out: Path) -> list[Source]:
-    """Pictures in a folder, without hidden ones and without those of an output folder inside it."""
+    """Pictures in a folder, without hidden ones and without those of an output folder inside it.
+
+    Where the output folder is the folder itself, what an earlier run wrote there is left out.
+    """
     out = leave_out.resolve()
     inside = out != folder.resolve()
     found = [Source(path, path.relative_to(folder)) for path in folder.glob(pattern)]
@@ -110,7 +128,7 @@ def _find(folder: Path, pattern: str, leave_out: Path) -> list[Source]:
         if source.path.suffix.lower() in SUFFIXES
         and source.path.is_file()
         and not any(part.startswith(".") for part in source.name.parts)
-        and not (inside and source.path.resolve().is_relative_to(out))
+        and not (source.path.resolve().is_relative_to(out) if inside else _restored(source.path))
     ]
 
 
@@ -148,6 +166,30 @@ def plan_outputs(sources: Sequence[Source], out: Path, endings: Sequence[str]) -
     return outputs
 
 
+def check_targets(paths: Sequence[Path], tool: str, overwrite: bool, hint: str) -> None:
+    """Refuse, before any work, to replace what is not an earlier result of the same tool.
+
+    Arguments:
+        paths: the files that will be written, the main picture first.
+        tool: "restore" or "degrade", which stands in the files that it wrote.
+        overwrite: whether files of others may be replaced; folders never are.
+        hint: what the user can do.
+
+    Raises:
+        FileExistsError: one of them is a folder, or such a file.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise FileExistsError(
+                f"{path} would be written, but is a folder; move it, or choose another folder with -o."
+            )
+        made = provenance_of(path)
+        if path.suffix == ".json":
+            made = read_record(path) or provenance_of(paths[0])  # one that cannot be read belongs to its picture
+        if os.path.lexists(path) and not overwrite and made.get("tool") != tool:
+            raise FileExistsError(f"{path} exists and was not written by invsolve {tool}; {hint}.")
+
+
 def check_writable(folder: Path) -> None:
     """Refuse, before any work, an output folder that cannot be made or written to; makes nothing."""
     existing = folder
@@ -179,13 +221,36 @@ def run_key(settings: Settings, files: Mapping[str, str], version: str) -> str:
 
 def is_done(record: Path, key: str) -> bool:
     """Whether a record tells of the same run and the pictures it wrote are still there."""
+    outputs = _outputs(record)
+    return read_record(record).get("key") == key and bool(outputs) and all(path.is_file() for path in outputs)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record; empty if there is none, or a file of another kind."""
     try:
-        text = json.loads(record.read_text())
-        return text["key"] == key and all((record.parent / name).is_file() for name in text["outputs"])
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or not one of ours: the run is made
-        return False
+        record = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record; the last file of a picture, so that its presence means that all of them are complete."""
-    atomic_write(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+def _outputs(record: Path) -> list[Path]:
+    """The pictures beside a record that it names; a record names nothing outside its folder."""
+    names = read_record(record).get("outputs")
+    names = names if isinstance(names, list) else []
+    return [record.parent / name for name in names if isinstance(name, str) and PurePath(name).name == name]
+
+
+def stale_outputs(record: Path, new: Sequence[Path]) -> list[Path]:
+    """What an earlier run of the same picture wrote and this one does not, such as samples."""
+    return [path for path in _outputs(record) if path not in new and _restored(path)]
+
+
+def _restored(path: Path) -> bool:
+    """Whether the picture file was written by a restoration."""
+    return provenance_of(path).get("tool") == "restore"
+
+
+def encode_record(record: Mapping[str, Any]) -> bytes:
+    """The file of a record."""
+    return (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()

@@ -10,14 +10,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .operators.base import Operator
 from .priors.base import Metered, Prior
 from .problem import Problem
 from .result import Result, Status
-from .rng import ImageRng, derive_seed
+from .rng import ImageRng, derive_seed, image_seeds
 from .solver import Solver
 from .times import make_times
 
-__all__ = ["Estimate", "Observer", "default_times", "solve"]
+__all__ = ["Estimate", "Observer", "check_capability", "default_times", "solve"]
 
 
 class Observer(Protocol):
@@ -58,6 +59,19 @@ def default_times(
     return make_times(solver.times if name is None else name, n, prior.schedule, problem.own_ratio)
 
 
+def check_capability(solver: Solver[Any], operator: Operator) -> None:
+    """Refuse an operator that lacks what the solver needs.
+
+    Raises:
+        TypeError: it does.
+    """
+    if not isinstance(operator, solver.requires):
+        raise TypeError(
+            f"{type(solver).__name__} needs a {solver.requires.__name__}, and {type(operator).__name__} is not one; "
+            "choose another solver, for example dps or flowdps, which need only gradients."
+        )
+
+
 @torch.no_grad()
 def solve(
     problem: Problem,
@@ -66,13 +80,14 @@ def solve(
     times: Tensor | None = None,
     *,
     samples: int = 1,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_size: int = 8,
     observers: Sequence[Observer] = (),
 ) -> Result:
     """Draw `samples` pictures for every measurement of the problem.
 
-    Every (measurement, sample) has its own random generator, so a picture is the same at any batch size.
+    Every (measurement, sample) has its own random generator, so a picture is the same, up to rounding, whatever else
+    goes through the network with it.
 
     Arguments:
         problem: operator, noise and measurements y (B, *data_shape).
@@ -80,7 +95,8 @@ def solve(
         solver: the algorithm with its hyperparameters.
         times: decreasing times in the prior's schedule; the solver's own default grid if not given.
         samples: number of samples S per measurement.
-        seed: seed of the run.
+        seed: seed of the run, whose measurements get seeds of their own from it (the first one the seed itself); or one
+            seed per measurement, with which each gives the same pictures as it does alone.
         batch_size: most rows that go through the network at once; the particles of an interacting solver stay together.
         observers: called after every step.
 
@@ -92,18 +108,16 @@ def solve(
         TypeError: the operator lacks what the solver needs.
         ValueError: times are not decreasing, or samples or batch_size is below 1.
     """
-    if not isinstance(problem.operator, solver.requires):
-        raise TypeError(
-            f"{type(solver).__name__} needs a {solver.requires.__name__}, and {type(problem.operator).__name__} is not "
-            "one; choose another solver, for example dps or flowdps, which need only gradients."
-        )
+    check_capability(solver, problem.operator)
     if prior.channels not in (None, problem.operator.image_shape[0]):
         raise ValueError(
             f"The prior knows pictures with {prior.channels} channels, the operator's have "
             f"{problem.operator.image_shape[0]}; convert the picture, or wrap a colour prior in GreyPrior."
         )
-    if samples < 1 or batch_size < 1:
-        raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}.")
+    seeds = image_seeds(seed, len(problem.y))
+    for name, count in {"samples": samples, "batch_size": batch_size}.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {count!r}.")
     times = default_times(problem, prior, solver) if times is None else times
     if times.ndim != 1 or len(times) < 2 or not (times.diff() < 0).all():
         raise ValueError("times must be a 1-D tensor of at least two strictly decreasing numbers from noise to data.")
@@ -113,7 +127,7 @@ def solve(
     group = samples if solver.interacting else 1  # rows that must stay together
     size = max(batch_size // group, 1) * group
     parts = [
-        _solve_batch(problem, metered, solver, times, seed, rows[k : k + size], group, observers)
+        _solve_batch(problem, metered, solver, times, seeds, rows[k : k + size], group, observers)
         for k in range(0, len(rows), size)
     ]
     x, chi2, finite = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
@@ -131,7 +145,7 @@ def _solve_batch(
     prior: Metered,
     solver: Solver[Any],
     times: Tensor,
-    seed: int,
+    seeds: Sequence[int],
     rows: list[tuple[int, int]],
     particles: int,
     observers: Sequence[Observer],
@@ -139,7 +153,7 @@ def _solve_batch(
     """The final pictures (B, C, H, W) of one batch of rows, their chi^2 (B,) and whether they stayed finite (B,)."""
     y = problem.y
     problem = problem.rows(torch.tensor([b for b, _ in rows], device=y.device), particles)
-    rng = ImageRng(derive_seed(seed, b, s) for b, s in rows)
+    rng = ImageRng(derive_seed(seeds[b], 0, s) for b, s in rows)
     times = times.to(y.device, y.dtype)
     state = solver.init(times[0], problem, prior, rng)
     finite = torch.ones(len(rows), dtype=torch.bool, device=y.device)

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 __all__ = ["Field", "format_spec", "parse_sigma", "parse_spec", "spec_fields", "split_spec"]
 
+SHOWN = 80  # characters of a wrong value in a message
 MAX_LENGTH = 2000  # a spec is typed by hand; longer text is a mistake, and the parser's recursion is bounded
 
 
@@ -83,18 +84,18 @@ def split_spec(spec: str, kind: str) -> tuple[str, dict[str, Any]]:
         f"write NAME or NAME(field=value, ...), for example {'blur(sigma=2)' if kind == 'operator' else 'name(x=1)'}"
     )
     if match is None:
-        raise ValueError(f"Cannot read the {kind} {spec[:80]!r}; {example}.")
+        raise ValueError(f"Cannot read the {kind} {_short(spec)}; {example}.")
     try:
         call = ast.parse(f"f{match[2] or '()'}", mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError(f"Cannot read the {kind} {spec!r}; {example}.") from None
+        raise ValueError(f"Cannot read the {kind} {_short(spec)}; {example}.") from None
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
-        raise ValueError(f"Cannot read the {kind} {spec!r}; {example}.")
+        raise ValueError(f"Cannot read the {kind} {_short(spec)}; {example}.")
     if call.args or any(keyword.arg is None for keyword in call.keywords):
-        raise ValueError(f"The fields of the {kind} {spec!r} must be named; {example}.")
+        raise ValueError(f"The fields of the {kind} {_short(spec)} must be named; {example}.")
     fields = {str(keyword.arg): _literal(keyword.value, kind, spec) for keyword in call.keywords}
     if len(fields) < len(call.keywords):
-        raise ValueError(f"A field of the {kind} {spec!r} is given twice.")
+        raise ValueError(f"A field of the {kind} {_short(spec)} is given twice; leave one out.")
     return match[1], fields
 
 
@@ -147,11 +148,21 @@ def _literal(node: ast.expr, kind: str, spec: str) -> Any:
         return {"true": True, "false": False, "none": None}.get(node.id, node.id)
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
+        text = ast.get_source_segment(f"f{spec[spec.index('(') :]}", node) or ""
         raise ValueError(
-            f"Cannot read {ast.unparse(node)!r} in the {kind} {spec!r}; values are numbers, True, False, None, "
+            f"Cannot read {_short(text)} in the {kind} {_short(spec)}; values are numbers, True, False, None, "
             "'quoted text' or one word."
         ) from None
+
+
+def _short(value: Any) -> str:
+    """A value as it is written, cut where it fills the screen."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a very long number"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _convert(value: Any, field: Field, owner: str) -> Any:
@@ -162,7 +173,7 @@ def _convert(value: Any, field: Field, owner: str) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError:
-        raise ValueError(f"{field.name} of {owner} must be {_type_name(field.type)}, got {value!r}.") from None
+        raise ValueError(f"{field.name} of {owner} must be {_type_name(field.type)}, got {_short(value)}.") from None
 
 
 def _is_simple(annotation: Any) -> bool:

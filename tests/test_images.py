@@ -23,6 +23,7 @@ from invsolve.images import (
     at_bit_depth,
     atomic_folder,
     atomic_write,
+    atomic_writes,
     load_image,
     load_mask,
     save_picture,
@@ -482,3 +483,34 @@ def test_atomic_folder_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest
         (work / "a").write_text("new")
     assert (target / "a").read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_16_bit_pil_pictures_are_read_like_their_files(tmp_path):
+    values = pixels(1, np.uint16)[..., 0] if pixels(1, np.uint16).ndim == 3 else pixels(1, np.uint16)
+    (tmp_path / "deep.png").write_bytes(imagecodecs.png_encode(values))
+    with Image.open(tmp_path / "deep.png") as image:
+        assert image.mode.startswith("I;16")
+        torch.testing.assert_close(to_tensor(image), to_tensor(tmp_path / "deep.png"), rtol=0, atol=0)
+
+
+def test_a_profile_of_other_colours_is_left_out(tmp_path):
+    Image.fromarray(pixels(3)).convert("L").save(tmp_path / "grey.png", icc_profile=SRGB)
+    picture = load_image(tmp_path / "grey.png")
+    assert picture.icc is None
+    assert "profile" in picture.notes[0]
+
+
+def test_files_of_a_set_appear_together_or_not_at_all(tmp_path):
+    (tmp_path / "b").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        atomic_writes({tmp_path / "new" / "a": b"1", tmp_path / "b": b"2"})
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "new"]  # all on the disk, then renamed
+    with pytest.raises(TypeError):
+        atomic_writes({tmp_path / "c": b"1", tmp_path / "d": "not bytes"})
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
+    path = tmp_path / ("n" * 251 + ".png")
+    save_png(torch.zeros(1, 4, 4), path)
+    assert path.is_file()

@@ -23,11 +23,13 @@ ORDER = [
         "priors",
         "problem",
         "times",
+        "devices",
         "figures",
     ),
-    *("metrics", "features", "result", "solver", "solvers", "solve", "validate", "calibrate"),
+    *("metrics", "mmd", "sample", "features", "result", "solver", "solvers", "solve", "validate", "calibrate"),
+    *("stages", "fit"),
     *("api", "record", "choices", "progress", "demo"),
-    *("cli_calibrate", "cli_degrade", "cli_restore", "cli_validate", "cli"),
+    *("cli_calibrate", "cli_degrade", "cli_fit", "cli_restore", "cli_validate", "cli"),
 ]
 HEAVY = ("diffusers", "transformers", "accelerate", "lpips", "kornia", "matplotlib", "skimage", "scipy", "typer")
 
@@ -81,7 +83,7 @@ def test_a_second_copy_cannot_be_loaded(name):
     """From the repository root `import operators` finds the folder, and must fail rather than load it twice."""
     run = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode != 0
-    assert "ImportError" in run.stderr
+    assert f"ImportError: {name} is a part of invsolve: import invsolve.{name} instead." in run.stderr
 
 
 def test_packages_and_data_are_listed():

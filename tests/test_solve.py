@@ -10,7 +10,8 @@ from invsolve import GaussianNoise, ImageRng, NoNoise, PoissonNoise, Problem, Re
 from invsolve.api import estimate_sigma
 from invsolve.linalg import cg, grad
 from invsolve.metrics import psnr, ssim
-from invsolve.rng import derive_seed
+from invsolve.rng import derive_seed, image_seeds
+from invsolve.solvers import DDNM
 
 
 def picture(size=(24, 20), channels=3):
@@ -185,3 +186,80 @@ def test_unknown_names_are_sentences():
             invsolve.load_prior("natural"),
             invsolve.build_solver("ddnm"),
         )
+
+
+def test_a_seed_per_picture_gives_what_each_gets_alone():
+    x = torch.rand(3, 3, 12, 10, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    options = {"operator": "blur(sigma=1)", "prior": "gaussian", "solver": "ddnm", "steps": 4, "samples": 2}
+    for sigma in (0.1, "auto"):
+        batch = invsolve.restore(x, sigma=sigma, seed=[7, 3, 7], **options)
+        for row, seed in enumerate([7, 3, 7]):
+            alone = invsolve.restore(x[row : row + 1], sigma=sigma, seed=seed, **options)
+            torch.testing.assert_close(batch.samples[row], alone.samples[0], rtol=1e-4, atol=1e-4)
+    whole = invsolve.restore(x, sigma=0.1, seed=5, **options)
+    backwards = invsolve.restore(x.flip(0), sigma=0.1, seed=image_seeds(5, 3)[::-1], **options)
+    torch.testing.assert_close(whole.samples, backwards.samples.flip(0), rtol=1e-4, atol=1e-4)
+    first = invsolve.restore(x[:1], sigma=0.1, seed=5, **options)
+    torch.testing.assert_close(whole.samples[:1], first.samples, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"), [([1, 2], "2 seeds for 3 images"), (1.5, "must be an integer"), (None, "must be an integer")]
+)
+def test_wrong_seeds(seed, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        invsolve.restore(torch.zeros(3, 3, 8, 8), operator="identity", sigma=0.1, prior="gaussian", seed=seed)
+
+
+def test_every_row_has_a_seed():
+    with pytest.raises(ValueError, match="1 seeds got a batch of 3"):
+        GaussianNoise(1.0).sample(torch.zeros(3, 1, 8, 8), ImageRng([0]))
+    with pytest.raises(ValueError, match="1 seeds got a batch of 2"):
+        PoissonNoise(10.0).sample(torch.zeros(2, 1, 8, 8), ImageRng([0]))
+    with pytest.raises(ValueError, match="Seeds must be from 0"):
+        ImageRng([2**70])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"operator": None}, "operator must be"),
+        ({"operator": 5}, "operator must be"),
+        ({"prior": None}, "prior must be"),
+        ({"solver": 5}, "solver must be"),
+        ({"solver": DDNM}, "solver must be"),
+        ({"device": "meta"}, "'meta' is not supported"),
+        ({"sigma": 1e300}, "up to 1e"),
+        ({"sigma": None}, "sigma must be"),
+        ({"samples": "2"}, "samples must be an integer"),
+        ({"samples": 0}, "samples must be an integer"),
+        ({"dtype": "float32"}, "dtype must be"),
+        ({"dtype": torch.int32}, "dtype must be"),
+    ],
+)
+def test_wrong_arguments_are_sentences(options, message):
+    defaults = {"operator": "identity", "sigma": 0.1, "prior": "gaussian", "solver": "ddnm", "steps": 2}
+    with pytest.raises((ValueError, TypeError), match=message):
+        invsolve.restore(torch.zeros(3, 8, 8), **{**defaults, **options})
+
+
+@pytest.mark.parametrize("peak", [100.0, 1e5])
+def test_poisson_counts_in_half_precision(peak):
+    y = PoissonNoise(peak).sample(torch.zeros(1, 1, 16, 16, dtype=torch.float16), ImageRng([0]))
+    assert y.dtype == torch.float16
+    assert y.isfinite().all()
+    assert y.float().mean().abs() < 0.05
+
+
+@pytest.mark.parametrize("solver", ["diffpir", "ddnm", "dps(step_size=20.0)"])
+def test_bfloat16_changes_the_quality_by_less_than_a_twentieth_of_a_decibel(solver):
+    truth = torch.from_numpy(picture((64, 64))).permute(2, 0, 1)[None].float() / 127.5 - 1
+    operator, noise = build_operator("downsample", (3, 64, 64), factor=2), GaussianNoise(0.02)
+    y = simulate(operator, noise, truth, ImageRng([0]))
+    options = {"operator": operator, "sigma": noise, "prior": "natural", "solver": solver, "steps": 10}
+    full, half = (
+        float(psnr(invsolve.restore(y, dtype=dtype, **options).samples[:, 0].clamp(-1, 1), truth))
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert full > 25
+    assert abs(full - half) < 0.05

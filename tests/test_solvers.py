@@ -45,7 +45,8 @@ MEAN_ERROR = {"flowdps": 0.3, "reddiff": 0.2, "dps": 0.26, "ddnm": 0.12, "diffpi
 MEAN_ERROR |= {"rsd": 0.2, "mcgdiff": 0.65, "tds": 0.75}
 MEAN_ERROR |= {"pigdm": 0.18, "mmps": 0.13, "otode": 0.15, "flower": 0.1, "ddrm": 0.12}
 MEAN_ERROR |= {"pnpflow": 0.16, "dflow": 0.22, "daps": 0.15, "flowpriors": 0.11, "sgfm": 0.11}
-MEAN_ERROR |= {"flair": 0.13, "psld": 0.27, "resample": 0.23, "flowchef": 0.27}
+MEAN_ERROR |= {"mmdflow": 0.78}
+MEAN_ERROR |= {"flair": 0.13, "psld": 0.15, "resample": 0.11, "flowchef": 0.27}
 # More steps do not bring these nearer: the error that is left is the method's own (a fixed variance, a mode instead of
 # a mean).
 SATURATED = {"pnpflow", "dflow", "otode"}
@@ -167,6 +168,8 @@ def test_latent_priors():
             continue
         result = two_steps(name, problem, prior, n=max(30, SOLVERS[name].steps))
         assert result.ok, name
+        if SOLVERS[name].needs_fit:
+            continue  # what it does without a fit in so many dimensions is near the prior
         assert float(result.chi2.mean()) < 0.5 * float(problem.chi2(torch.zeros_like(x))), name
 
 

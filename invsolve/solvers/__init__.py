@@ -19,6 +19,7 @@ from .flowdps import FlowDPS
 from .flower import FLOWER
 from .flowpriors import FlowPriors
 from .mcgdiff import MCGDiff
+from .mmdflow import MMDFlow
 from .mmps import MMPS
 from .otode import OTODE
 from .pigdm import PiGDM
@@ -50,6 +51,7 @@ __all__ = [
     "FlowDPS",
     "FlowPriors",
     "MCGDiff",
+    "MMDFlow",
     "PiGDM",
     "PnPFlow",
     "REDDiff",
@@ -80,6 +82,7 @@ SOLVERS: dict[str, type[Solver[Any]]] = {
     "sgfm": SGFM,
     "mcgdiff": MCGDiff,
     "tds": TDS,
+    "mmdflow": MMDFlow,
 }
 
 

@@ -1,0 +1,159 @@
+"""`invsolve fit`: a conditional MMD flow for one operator and one noise level, from a prior or from pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from .choices import choose_operator, operator_for, parse_noise, public_fields
+from .devices import find_device
+from .fit import StageReport, fit
+from .images import check_replaceable, load_image
+from .operators import Shape
+from .priors import GreyPrior, load_prior
+from .problem import GaussianNoise, NoNoise
+from .record import Source, check_writable, expand_inputs
+from .rng import ImageRng, derive_seed
+from .sample import measure, sample_pictures
+from .solvers._fitted import load_fitted
+from .spec import format_spec
+from .stages import FitSettings
+from .times import make_times
+
+__all__ = ["FitOptions", "fit_flow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """The command line of `fit` as it was typed, but for the settings of the fit itself."""
+
+    operator: str | None
+    mask: Path | None
+    kernel: Path | None
+    sigma: str | None
+    noise: str | None
+    prior: str | None
+    size: int
+    canvas: int | None
+    prior_steps: int
+    grey: bool
+    pairs: int
+    device: str
+    overwrite: bool
+    max_pixels: int
+
+
+def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: FitSettings, console: Console) -> None:
+    """Fit a flow and write it to the folder `out`, unless it is there already.
+
+    Raises:
+        ValueError, TypeError, OSError: an option, a path or a picture that cannot be used, or a fit that diverged; the
+            folder was not made, and what was finished of the fit is beside it.
+    """
+    name, fields = choose_operator(options.operator, options.mask, options.kernel)
+    noise = parse_noise(options.sigma, options.noise)
+    if noise == "auto":
+        raise ValueError("--sigma auto estimates the noise of a picture; a flow is fitted for one level, so give it.")
+    if isinstance(noise, float):
+        noise = GaussianNoise(noise) if noise > 0 else NoNoise()
+    if bool(inputs) == (options.prior is not None):
+        raise ValueError("Name pictures to learn from, or a prior to draw them from with --prior; one of the two.")
+    canvas = options.size if options.canvas is None else options.canvas
+    lowest = {"pairs": (options.pairs, 2), "size": (options.size, 1), "canvas": (canvas, options.size)}
+    lowest["prior-steps"] = (options.prior_steps, 1)
+    for option, (count, low) in lowest.items():
+        if count < low:
+            raise ValueError(f"--{option} must be at least {low}, got {count}.")
+    device = find_device(options.device)
+    shape = (1 if options.grey else 3, options.size, options.size)
+    operator = operator_for(name, fields, shape, options.max_pixels).to(device)
+    text = format_spec(name, public_fields(fields))
+    check_writable(out)
+    check_replaceable(out)
+    rows = ImageRng(derive_seed(settings.seed, "pair", j) for j in range(options.pairs))
+    if options.prior is None:
+        sources = expand_inputs(inputs, out)
+        source = f"{options.pairs} crops of {len(sources)} pictures"
+        prior, latent_shape = None, shape
+    else:
+        sources = []
+        prior = load_prior(options.prior).to(device)
+        prior = GreyPrior(prior) if options.grey and prior.channels == 3 else prior
+        prior = prior.sized((shape[0], canvas, canvas))
+        latent_shape = prior.latent_shape(shape)
+        source = f"{options.pairs} samples of {Path(options.prior).name}, {options.prior_steps} steps"
+        if canvas > options.size:
+            source += f", cut from {canvas} x {canvas}"
+            if latent_shape != shape:
+                raise ValueError("--canvas cuts pictures, not latents; leave it out for a latent prior.")
+    if out.exists() and not options.overwrite:
+        _check_same(out, text, str(noise), source, settings)
+        console.print(f"skipped {out}: fitted already")
+        return
+
+    def draw() -> tuple[Tensor, Tensor]:
+        if prior is None:
+            z = x = _crops(sources, shape, rows, options.max_pixels).to(device)
+        else:
+            times = make_times("karras", options.prior_steps, prior.schedule)
+            z, x = sample_pictures(prior, shape, rows, times, canvas=canvas, device=device)
+        return z, measure(x, operator, noise, rows)
+
+    def report(stage: StageReport) -> None:
+        learned = "learned from the score" if stage.missed is None else f"{stage.missed:.4f} from where the flow went"
+        console.print(f"stage {stage.stage} of {stage.stages}: moved by {stage.moved:.4f}, {learned}")
+
+    fit(
+        draw,
+        operator,
+        noise,
+        out,
+        settings,
+        source=source,
+        name=text,
+        latent_shape=latent_shape,
+        device=device,
+        report=report,
+    )
+    console.print(f"fitted {text} -> {out}; use it with --solver \"mmdflow(folder='{out}')\"")
+
+
+def _check_same(out: Path, operator: str, noise: str, source: str, settings: FitSettings) -> None:
+    """Refuse to take the place of another fit."""
+    card = load_fitted(out).card
+    same = (card.operator, card.noise, card.prior) == (operator, noise, source)
+    if not same or card.about.get("settings") != json.loads(json.dumps(asdict(settings))):
+        raise ValueError(
+            f"{out} holds a flow that was fitted with other options, for {card.operator} with {card.noise} on "
+            f"{card.prior}; choose another folder with -o, or replace it with --overwrite."
+        )
+
+
+def _crops(sources: Sequence[Source], shape: Shape, rng: ImageRng, max_pixels: int) -> Tensor:
+    """A crop (n, *shape) at a random place of a random picture for every row."""
+    channels, height, width = shape
+    place = rng.rand((3,), dtype=torch.float64)  # (n, 3): which picture, and where in it
+    which = (place[:, 0] * len(sources)).long()
+    crops = torch.empty(len(place), *shape)
+    for k, source in enumerate(sources):
+        rows = (which == k).nonzero()[:, 0].tolist()
+        x = load_image(source.path, max_pixels).tensor
+        x = x.mean(dim=0, keepdim=True) if channels == 1 else x.expand(channels, -1, -1)
+        if x.shape[1] < height or x.shape[2] < width:
+            raise ValueError(
+                f"{source.path} is {x.shape[2]} x {x.shape[1]} pixels, less than a crop of {width} x {height}; leave "
+                "it out, or lower --size."
+            )
+        for row in rows:
+            top, left = (
+                int(u * (length - side + 1))
+                for u, length, side in zip(place[row, 1:].tolist(), x.shape[1:], (height, width), strict=True)
+            )
+            crops[row] = x[:, top : top + height, left : left + width]
+    return crops

@@ -1,0 +1,232 @@
+"""Fitting a conditional MMD flow to pictures and an operator; see `invsolve.solvers.mmdflow` for the flow.
+
+    (X_j, Y_j): pictures with simulated measurements; c_j = Y_j as a picture
+    x_j = noise with the mean and the spread of the pictures
+    for levels from coarse to fine (latents averaged):
+        x_j = x_j with pixels doubled + noise, but at the coarsest level
+        for every stage:
+            score:  Phi learns  min E |x' - X| - |x' - x''| / 2,   x', x'' = x - Phi(x, c) for two draws x of one c
+            flow:   x' = x after `flow_steps` steps of the flow of the cloud (x_j, Y_j) towards the pairs
+                    Phi, warm from the last flow stage, learns x - x' from (x, c) by least squares
+            x_j = x_j - Phi(x_j, c_j)                     (moved by the network, so that later stages see its errors)
+
+Both kinds of stage go down the same functional F of `invsolve.mmd`.  The flow has one cloud for all y and learns how
+p(x | y) changes with y from particles that are near each other in y, of which there are few in many dimensions.  The
+score has two particles and one target for every y; its mean over the pairs is that of F of p(x | y) for each y by
+itself, up to a constant, so that the network is what carries over from one y to the next.  The paper has flow stages
+alone (`first` = "flow"); by default the first stage of a level is one of the score, which leaves little to the others.
+
+| | paper | official code | here |
+|---|---|---|---|
+| pairs | 20000 | 20000 to 40000 | 20000; more for the score where they can be drawn |
+| weight of y | 1 | 1; 10 for one-hot labels | 1 |
+| first stage of a level | flow | flow | score |
+| flow steps per stage | growing | 2^4 to 2^13, to 30000 | 50 |
+| stages | – | 30 to 147 | 2 per level |
+| training | – | Adam, 5000 x 100, 5e-4 | AdamW, 1000 x 256, falling linearly from 3e-3; score 4000 |
+| network | U-Net | 32 to 128 channels | U-Net of 32 to 128 channels; mixed linear maps up to 256 latent entries |
+| slices | – | 500 or d | 128, half of them patches for pictures with a side of 16 or more |
+| level change | – | 0.07 noise on [0, 1] | 0.14 on [-1, 1] |
+
+Every stage is written when it is done, and a fit that was stopped goes on from there with the same result.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from .images import atomic_write, check_replaceable
+from .operators import Operator, Shape
+from .problem import Noise, Problem
+from .rng import ImageRng, derive_seed
+from .solvers._fitted import Card, FittedFlow, condition, new_flow, operator_text
+from .solvers._networks import NetworkKind
+from .stages import FitSettings, carry, learn_flow, learn_score, normal_numbers
+
+__all__ = ["FitSettings", "StageReport", "fit", "state_folder"]
+
+SMALL = 256  # latent entries up to which "auto" takes experts
+DEFAULT_WIDTH = {"experts": 128, "unet": 32}
+ABOUT, PAIRS, PROGRESS = "card.json", "pairs.safetensors", "progress.safetensors"
+CHUNK = 512  # rows that go through a network at once
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What a stage did.
+
+    Arguments:
+        stage: from 1.
+        stages: of all levels.
+        moved: how far the network carried the cloud, root mean square over particles and latent entries.
+        missed: how far that is from where the flow carried it; None for a stage of the score.
+    """
+
+    stage: int
+    stages: int
+    moved: float
+    missed: float | None
+
+
+def state_folder(folder: Path) -> Path:
+    """Where an unfinished fit of `folder` lives."""
+    return folder.with_name(folder.name + ".state")
+
+
+@torch.no_grad()
+def fit(
+    draw: Callable[[], tuple[Tensor, Tensor]],
+    operator: Operator,
+    noise: Noise,
+    folder: Path,
+    settings: FitSettings,
+    *,
+    source: str,
+    name: str = "",
+    latent_shape: Shape | None = None,
+    device: str | torch.device = "cpu",
+    report: Callable[[StageReport], None] = lambda _: None,
+) -> FittedFlow:
+    """Fit a flow and write it to a folder; a fit that was stopped goes on.
+
+    Arguments:
+        draw: gives latents z (n, *latent_shape) and their measurements (n, *data_shape); called once at most.
+        operator: A, on the device.
+        noise: what is added to A(x).
+        folder: to be made; it appears when the fit is complete, and until then its state lives beside it.
+        settings: how.
+        source: where the pictures come from, for the card.
+        name: the operator's text for the card; by default its name and fields.
+        latent_shape: of z; by default that of the pictures.
+        device: where to compute.
+        report: called after every stage.
+
+    Returns:
+        The flow, on the CPU; `load_fitted(folder)` gives it again.
+
+    Raises:
+        ValueError: the settings do not fit the pictures or the operator, the state beside the folder belongs to another
+            fit, or the fit diverged.
+        FileExistsError: the folder exists and is not an earlier fit.
+    """
+    check_replaceable(folder)
+    latent_shape = operator.image_shape if latent_shape is None else latent_shape
+    kind = _network(settings, latent_shape)
+    card = Card(
+        operator=name or operator_text(operator),
+        noise=str(noise),
+        prior=source,
+        image_shape=operator.image_shape,
+        levels=_levels(latent_shape, settings.levels),
+        stages=settings.stages,
+        network=kind,
+        width=settings.width or DEFAULT_WIDTH[kind],
+        level_noise=settings.level_noise,
+        about={
+            "settings": asdict(settings),
+            "software": {"invsolve": version("invsolve"), "torch": torch.__version__},
+        },
+    )
+    flow = new_flow(card, operator, derive_seed(settings.seed, "weights")).to(device)
+    condition(Problem(operator, noise, flow.probe[None]))  # refuses what cannot be shown to a network
+    work, text = state_folder(folder), json.dumps(asdict(card), indent=2) + "\n"
+    _check_state(work, text)
+    if not (work / PAIRS).exists():
+        z, y = draw()
+        atomic_write(work / ABOUT, text.encode())
+        atomic_write(work / PAIRS, save({"z": z.contiguous(), "y": y.contiguous()}))
+    pairs = load_file(work / PAIRS)
+    z, y = (pairs[key].to(device, torch.float32) for key in "zy")
+    coarse = _averaged(z, card.levels[0])
+    flow.mean.copy_(coarse.mean(dim=0))
+    flow.spread.copy_(coarse.var(dim=0).mean().sqrt())
+    c = torch.cat([condition(Problem(operator, noise, part)) for part in y.split(CHUNK)])
+    n = min(settings.particles, len(z))
+    x, done = torch.empty(0), 0
+    if (work / PROGRESS).exists():
+        kept = load_file(work / PROGRESS)
+        x, done = kept.pop("x").to(device), int(kept.pop("done"))
+        flow.load_state_dict(kept)
+    for k in range(done, len(flow.stages)):
+        level, place = divmod(k, card.stages)
+        rng = ImageRng([derive_seed(settings.seed, "stage", k)])
+        numbers = normal_numbers(rng, n, device)
+        x = flow.enter(k, x, numbers) if k else flow.begin(numbers)
+        target = _averaged(z, card.levels[level])
+        network, scored = flow.network(k), place == 0 and settings.first == "score"
+        if place <= (settings.first == "score"):  # the first one of its kind in a level
+            network.prepare(x, c[:n])
+        else:
+            network.load_state_dict(flow.network(k - 1).state_dict())  # warm start within a level
+        if scored:
+            wanted = None
+            learn_score(flow, k, target, c, settings, rng)
+        else:
+            wanted = x - carry(x, y[:n].flatten(1), target[:n], settings, rng)
+            learn_flow(network, x, c[:n], wanted, settings, rng)
+        parts = zip(x.split(CHUNK), c[:n].split(CHUNK), strict=True)
+        moved = torch.cat([network(*part) for part in parts])
+        if not moved.isfinite().all():
+            raise ValueError("The fit diverged; lower --lr or --step-size, or take more --slices.")
+        x = x - moved
+        state = {key: tensor.contiguous() for key, tensor in flow.state_dict().items()}
+        atomic_write(work / PROGRESS, save(state | {"x": x.contiguous(), "done": torch.tensor(k + 1)}))
+        missed = None if wanted is None else _rms(wanted - moved)
+        report(StageReport(k + 1, len(flow.stages), _rms(moved), missed))
+    flow.cpu().save(folder)
+    shutil.rmtree(work, ignore_errors=True)
+    return flow.requires_grad_(False).eval()
+
+
+def _check_state(work: Path, text: str) -> None:
+    """Refuse a state folder that is not the state of this very fit."""
+    path = work / ABOUT
+    if path.is_file():
+        if path.read_text() != text:
+            raise ValueError(
+                f"{work} holds an unfinished fit with other options; repeat its options (see {ABOUT}) to finish it, "
+                "or remove that folder."
+            )
+    elif work.exists() and (not work.is_dir() or any(work.iterdir())):
+        raise FileExistsError(f"{work} exists and is not the state of a fit; choose another folder with -o.")
+
+
+def _network(settings: FitSettings, latent_shape: Shape) -> NetworkKind:
+    """The kind of network for such latents."""
+    kind: NetworkKind = "experts" if math.prod(latent_shape) <= SMALL else "unet"
+    if settings.network != "auto":
+        kind = settings.network
+    if kind == "unet" and settings.width % 8:
+        raise ValueError(f"The width of a U-Net must be a multiple of 8, got {settings.width}.")
+    return kind
+
+
+def _levels(latent_shape: Shape, n: int) -> tuple[Shape, ...]:
+    """Shapes of the latents from the coarsest level to the finest."""
+    channels, height, width = latent_shape
+    halvings = 2 ** (n - 1)
+    if height % halvings or width % halvings:
+        raise ValueError(
+            f"{n} levels need a height and a width that are multiples of {halvings}, got {height} x {width}; take less."
+        )
+    return tuple((channels, height // 2**k, width // 2**k) for k in reversed(range(n)))
+
+
+def _averaged(z: Tensor, shape: Shape) -> Tensor:
+    """Latents at the resolution of a level."""
+    return z if z.shape[1:] == shape else F.adaptive_avg_pool2d(z, shape[1:])
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())

@@ -1,0 +1,132 @@
+"""The small networks Phi(x, c) that a fitted flow is a chain of."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..operators.base import Shape
+
+__all__ = ["NetworkKind", "StageNetwork"]
+
+NetworkKind = Literal["experts", "unet"]
+MAX_EXPERTS = 32
+MAX_WEIGHTS = 2**20  # of all linear maps of a network together
+FLOOR = 1e-3  # of the mean variance, added to all: where the input does not vary it is not blown up
+
+
+class Experts(nn.Module):
+    """A few linear maps, mixed by a small network that sees the same input; zero at first.
+
+    The input is whitened, without which the directions in which pictures vary little are learned last.
+
+    Arguments:
+        size_in: entries of the input.
+        size_out: entries of the output.
+        width: of the hidden layers of the network that mixes.
+    """
+
+    shift: Tensor
+    whiten: Tensor
+
+    def __init__(self, size_in: int, size_out: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(size_in))
+        self.register_buffer("whiten", torch.eye(size_in))
+        self.count = min(max(MAX_WEIGHTS // (size_in * size_out), 1), MAX_EXPERTS)
+        self.gates = nn.Sequential(
+            nn.Linear(size_in, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, self.count)
+        )
+        self.experts = nn.Linear(size_in, self.count * size_out)
+        nn.init.zeros_(self.experts.weight)
+        nn.init.zeros_(self.experts.bias)
+
+    def prepare(self, h: Tensor) -> None:
+        """Take mean and covariance of the input from examples (n, *)."""
+        flat = h.flatten(1).double()
+        values, vectors = torch.linalg.eigh(flat.T.cov())
+        self.shift.copy_(flat.mean(dim=0))
+        self.whiten.copy_((vectors * (values + FLOOR * values.mean()).rsqrt()) @ vectors.T)
+
+    def forward(self, h: Tensor) -> Tensor:
+        flat = (h.flatten(1) - self.shift) @ self.whiten
+        share: Tensor = self.gates(flat).softmax(dim=1)[:, None]  # (B, 1, count)
+        return (share @ self.experts(flat).reshape(len(flat), self.count, -1)).flatten(1)
+
+
+class UNet(nn.Module):
+    """A small U-Net of diffusers without attention; zero at first.
+
+    Arguments:
+        channels_in: channels of the input.
+        channels_out: channels of the output.
+        size: (h, w); the resolution is halved while it is even and more than 4, twice at most.
+        width: channels of the first level, a multiple of 8.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, size: tuple[int, int], width: int) -> None:
+        super().__init__()
+        from diffusers import UNet2DModel
+
+        halvings = next(k for k in (2, 1, 0) if all(n % 2**k == 0 and (n > 2 ** (k + 1) or k == 0) for n in size))
+        widths = tuple(width * 2**k for k in range(halvings + 1))
+        net: Any = UNet2DModel(
+            in_channels=channels_in,
+            out_channels=channels_out,
+            block_out_channels=widths,
+            down_block_types=("DownBlock2D",) * len(widths),
+            up_block_types=("UpBlock2D",) * len(widths),
+            layers_per_block=1,
+            norm_num_groups=8,
+            add_attention=False,
+        )
+        nn.init.zeros_(net.conv_out.weight)
+        nn.init.zeros_(net.conv_out.bias)
+        self.net = net
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = self.net(h, 0).sample
+        return out
+
+
+class StageNetwork(nn.Module):
+    """Phi(x, c) for latents x (B, *shape) and conditions c (B, *image_shape); as large as x.
+
+    The condition is brought to the resolution of x without loss, several pixels becoming channels of one, where the one
+    is a multiple of the other, and is averaged where it is not.
+
+    Arguments:
+        kind: "experts" or "unet".
+        width: of the network.
+        image_shape: of the condition.
+        shape: of x.
+    """
+
+    def __init__(self, kind: NetworkKind, width: int, image_shape: Shape, shape: Shape) -> None:
+        super().__init__()
+        (channels, height, width_in), (_, rows, columns) = image_shape, shape
+        divides = height % rows == 0 and width_in % columns == 0 and height // rows == width_in // columns
+        self.fold, self.shape = height // rows if divides else 0, shape
+        channels_in = channels * (self.fold**2 if divides else 1) + shape[0]
+        size = rows * columns
+        self.net: Experts | UNet = (
+            Experts(channels_in * size, shape[0] * size, width)
+            if kind == "experts"
+            else UNet(channels_in, shape[0], (rows, columns), width)
+        )
+
+    def prepare(self, x: Tensor, c: Tensor) -> None:
+        """Adapt a new network to the scale of its input."""
+        if isinstance(self.net, Experts):
+            self.net.prepare(self._joined(x, c))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        out: Tensor = self.net(self._joined(x, c))
+        return out.reshape(-1, *self.shape)
+
+    def _joined(self, x: Tensor, c: Tensor) -> Tensor:
+        c = F.pixel_unshuffle(c, self.fold) if self.fold else F.adaptive_avg_pool2d(c, self.shape[1:])
+        return torch.cat([x, c], dim=1)

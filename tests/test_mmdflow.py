@@ -1,0 +1,471 @@
+"""The conditional MMD flow: its gradient, its particles on closed forms, and flows that are fitted, stored and used."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from invsolve import GaussianNoise, NoNoise, Problem, build_operator, build_solver, make_times, simulate, solve
+from invsolve.cli import app
+from invsolve.fit import FitSettings, fit, state_folder
+from invsolve.images import save_png
+from invsolve.mmd import Cloud, advance, discrepancy, frames, natural_step, patches, slicing_constant, slope
+from invsolve.operators import Matrix
+from invsolve.priors import GaussianMixture, GaussianPrior, PowerLaw
+from invsolve.rng import ImageRng, derive_seed
+from invsolve.sample import measure, sample_prior
+from invsolve.solvers import MMDFlow
+from invsolve.solvers._fitted import load_fitted
+from invsolve.solvers._pieces import first_guess
+from invsolve.stages import carry, learn_score
+
+GOLDEN = load_file(Path(__file__).parent / "golden" / "mmd_negative_distance.safetensors")
+PRIOR, SHAPE, NOISE = GaussianPrior(PowerLaw()), (1, 8, 8), GaussianNoise(0.1)
+QUICK = FitSettings(flow_steps=4, slices=16, particles=50, score_steps=12, train_steps=8, batch=8, width=8)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# --- the gradient -----------------------------------------------------------------------------------------------------
+
+
+def test_golden_gradient_and_flow():
+    x, y = GOLDEN["x"], GOLDEN["y"]
+    p, q = torch.cat([x, y], dim=1), torch.cat([GOLDEN["X"], GOLDEN["Y"]], dim=1)
+    n, xi = len(p), GOLDEN["directions"]
+    assert slicing_constant(p.shape[1]) == pytest.approx(float(GOLDEN["c_D"]), abs=1e-8)
+    g = slope(xi @ p.T, xi @ q.T) / n
+    torch.testing.assert_close(g, GOLDEN["derivative_1d"], rtol=0, atol=1e-8)
+    torch.testing.assert_close(GOLDEN["c_D"] / len(xi) * g.T @ xi, GOLDEN["gradient"], rtol=0, atol=1e-8)
+    cloud = Cloud(x, y, torch.zeros_like(x))
+    for xi, expected in zip(GOLDEN["flow_directions"], GOLDEN["flow_x"], strict=True):
+        cloud = advance(cloud, q, xi, GOLDEN["c_D"].expand(len(xi)), step=1.0, momentum=0.5)
+        torch.testing.assert_close(cloud.x, expected, rtol=0, atol=1e-8)
+    assert cloud.y is y
+
+
+def test_sorting_equals_counting_all_pairs_ties_included():
+    p, q, tracers = (torch.randint(0, 6, (3, n), generator=torch.Generator().manual_seed(n)) for n in (9, 7, 4))
+
+    def count(a, points):
+        return (points < a).double().sum() + (points == a).double().sum() / 2
+
+    expected = [
+        [2 * (count(a, q[k]) / q.shape[1] - count(a, p[k]) / p.shape[1]) for a in torch.cat([p[k], tracers[k]])]
+        for k in range(3)
+    ]
+    found = slope(p.double(), q.double(), tracers.double())
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    assert not slope(p.double(), p.double()).any()  # particles in the places of the targets stay
+
+
+def test_the_sliced_gradient_is_the_gradient_on_average():
+    p, q = randn(12, 5), randn(15, 5, seed=1) + 0.5
+    leaf = p.clone().requires_grad_(True)
+    difference = leaf[:, None] - leaf + torch.eye(12)[..., None] * 1e-12  # the norm has no gradient at zero
+    value = torch.cdist(leaf, q).mean() - difference.norm(dim=2).mean() / 2
+    assert float(value.detach()) == pytest.approx(float(discrepancy(p, q)), abs=1e-10)
+    (exact,) = torch.autograd.grad(12 * value, leaf)
+    errors = {}
+    for n in (500, 50000):
+        xi, c = frames(n, 5, ImageRng([0]), dtype=torch.float64)
+        g = slope(xi @ p.T, xi @ q.T)
+        errors[n] = float((g.T @ (c[:, None] * xi) / n - exact).norm() / exact.norm())
+    assert errors[50000] < 0.01
+    assert errors[50000] < errors[500] / 3
+
+
+def test_frames_are_orthonormal():
+    xi, c = frames(13, 5, ImageRng([0]), dtype=torch.float64)
+    for part in xi.split(5):
+        torch.testing.assert_close(part @ part.T, torch.eye(len(part), dtype=torch.float64))
+    torch.testing.assert_close(c, torch.full((13,), 8 / 3, dtype=torch.float64))  # c_5
+
+
+def test_patches_equal_a_second_writing():
+    """Every slice by loops over pixels, from the same draws."""
+    shape, extra, side, n = (2, 8, 10), 6, 3, 10
+    directions, factors = patches(n, shape, extra, ImageRng([3]), side=side, dtype=torch.float64)
+    rng, size = ImageRng([3]), math.prod(shape)
+    counts = [4, 3]  # the scales 1 and 2, and the last turn sees everything
+    whole, c = frames(n - sum(counts), size + extra, rng, dtype=torch.float64)
+    expected, expected_factors = list(whole), list(c)
+    for scale, count in enumerate(counts, start=1):
+        dim, reach = 2 * side**2 + extra, side * scale
+        normal = rng.randn((count, dim), dtype=torch.float64)[0]
+        place = rng.rand((count, 2), dtype=torch.float64)[0]
+        for k in range(count):
+            picture = torch.zeros(shape, dtype=torch.float64)
+            top, left = int(place[k, 0] * 8), int(place[k, 1] * 10)
+            for channel, i, j in np.ndindex(2, reach, reach):
+                value = normal[k, channel * side**2 + i // scale * side + j // scale] / scale
+                picture[channel, (top + i) % 8, (left + j) % 10] = value
+            xi = torch.cat([picture.flatten(), normal[k, -extra:]])
+            expected.append(xi / xi.norm())
+            expected_factors.append(torch.tensor(slicing_constant(dim) * 80 / reach**2, dtype=torch.float64))
+    torch.testing.assert_close(directions, torch.stack(expected))
+    torch.testing.assert_close(factors, torch.stack(expected_factors))
+
+
+def test_one_natural_step_brings_the_middle_of_a_cloud_home():
+    q = randn(4000, 3)
+    p = torch.cat([q[:, :2] + 0.3, q[:, 2:]], dim=1)
+    xi, c = frames(300, 3, ImageRng([1]), dtype=torch.float64)
+    cloud = Cloud(p[:, :2], p[:, 2:], torch.zeros(4000, 2).double())
+    cloud = advance(cloud, q, xi, c, step=natural_step(q, 2, xi, c), momentum=0.0)
+    middle = q.norm(dim=1) < 0.5
+    assert (cloud.x[middle] - q[middle, :2]).mean(dim=0).abs().max() < 0.06
+    after = discrepancy(torch.cat([cloud.x, cloud.y], dim=1), q) - discrepancy(q, q)
+    assert 0 <= after < 0.2 * (discrepancy(p, q) - discrepancy(q, q))
+
+
+def test_carry_is_the_box():
+    """The steps of a stage, with a dense count instead of the sort."""
+    x, y, target = randn(20, 1, 2, 2), randn(20, 3, seed=1), randn(20, 1, 2, 2, seed=2)
+    settings = FitSettings(flow_steps=3, slices=7, condition_weight=0.5, step_size=0.7, momentum=0.6)
+    found = carry(x, y, target, settings, ImageRng([5]))
+    rng, q, points = ImageRng([5]), np.hstack([target.flatten(1), 0.5 * y]), np.hstack([x.flatten(1), 0.5 * y])
+    total = np.zeros((20, 4))
+    for _ in range(3):
+        xi, c = (a.numpy() for a in frames(7, 7, rng, dtype=torch.float64))
+        gradient = np.zeros((20, 7))
+        for direction in xi:
+            a, b = points @ direction, q @ direction
+            counts = [(2 * (b < v).sum() - 20) / 20 - (2 * (a < v).sum() + 1 - 20) / 20 for v in a]
+            gradient += c[0] / 7 * np.outer(counts, direction)
+        total = gradient[:, :4] + 0.6 * total
+        tau = 0.7 * natural_step(torch.from_numpy(q), 4, torch.from_numpy(xi), torch.from_numpy(c))
+        points[:, :4] -= tau * total
+    torch.testing.assert_close(found.flatten(1), torch.from_numpy(points[:, :4]))
+
+
+# --- particles alone --------------------------------------------------------------------------------------------------
+
+
+def small_problem(y, sigma=0.5):
+    """Two correlated numbers, one sum of which is measured: prior, problem, posterior."""
+    covariance = torch.tensor([[[1.0, 0.6], [0.6, 0.8]]], dtype=torch.float64)
+    prior = GaussianMixture(torch.ones(1).double(), torch.tensor([0.5, -0.2]).double().reshape(1, 1, 1, 2), covariance)
+    operator = Matrix((1, 1, 2), matrix=torch.tensor([[1.0, -0.5]], dtype=torch.float64))
+    problem = Problem(operator, GaussianNoise(sigma), torch.tensor([[y]], dtype=torch.float64))
+    return prior, problem, prior.posterior(operator, sigma, problem.y)
+
+
+@pytest.mark.parametrize("y", [0.2, 1.6])
+def test_particles_sample_a_gaussian_posterior(y):
+    prior, problem, exact = small_problem(y)
+    solver = MMDFlow(pairs=2000, slices=30)
+    x = solve(problem, prior, solver, samples=400, batch_size=400).samples[0].flatten(1)
+    mean, covariance = exact.means[0].flatten(), exact.covariances[0]
+    assert (x.mean(dim=0) - mean).norm() < 0.2 * covariance.trace().sqrt()
+    assert (x.T.cov() - covariance).norm() < 0.3 * covariance.norm()
+
+
+def test_tracers_are_not_felt():
+    prior, problem, _ = small_problem(0.3)
+    many = solve(problem, prior, MMDFlow(pairs=50), samples=6).samples
+    few = solve(problem, prior, MMDFlow(pairs=50), samples=2).samples
+    assert torch.equal(many[:, :2], few)
+
+
+def test_large_pictures_need_a_fit():
+    operator = build_operator("identity", (3, 32, 32))
+    problem = Problem(operator, NOISE, torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="3072; fit a flow with `invsolve fit`"):
+        solve(problem, PRIOR, MMDFlow())
+
+
+# --- fitted -----------------------------------------------------------------------------------------------------------
+
+
+def quick_fit(folder, settings=QUICK, row="downsample", noise=NOISE, n=60, report=lambda _: None, **fields):
+    """A flow that is fitted far too little to be good."""
+    operator = build_operator(row, SHAPE, **(fields or {"factor": 2}))
+    rows = ImageRng(range(n))
+
+    def draw():
+        z = sample_prior(PRIOR, SHAPE, rows)
+        return z, measure(z, operator, noise, rows)
+
+    return fit(draw, operator, noise, folder, settings, source="gaussian", report=report)
+
+
+def problem_of(row="downsample", n=1, noise=NOISE, **fields):
+    operator = build_operator(row, SHAPE, **(fields or {"factor": 2}))
+    x = PRIOR.sample(SHAPE, ImageRng(range(n)))
+    return Problem(operator, noise, simulate(operator, noise, x, ImageRng(range(9, 9 + n))))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("flows") / "toy"
+    quick_fit(path)
+    return path
+
+
+def test_round_trip(folder):
+    assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == ["card.json", "flow.safetensors"]
+    assert not state_folder(folder).exists()
+    card = json.loads((folder / "card.json").read_text())
+    assert card["operator"].startswith("downsample(factor=2")
+    assert card["noise"] == "GaussianNoise(sigma=0.1)"
+    assert card["levels"] == [[1, 8, 8]]
+    assert card["about"]["settings"]["score_steps"] == 12
+    result = solve(problem_of(n=3), PRIOR, build_solver(f"mmdflow(folder='{folder}')"), samples=2, seed=5)
+    assert result.ok
+    assert result.samples.shape == (3, 2, *SHAPE)
+    assert result.stats["network"] == 0
+
+
+def test_the_stages_are_applied_one_after_the_other(folder):
+    """Against the box by hand, from the same draws; any number of steps gives the same picture."""
+    problem, flow = problem_of(), load_fitted(folder)
+    kept = []
+    result = solve(
+        problem,
+        PRIOR,
+        MMDFlow(folder=str(folder)),
+        make_times("uniform", 2, PRIOR.schedule),
+        observers=[lambda step, steps, rows, estimate: kept.append(estimate.image())],
+    )
+    noise = ImageRng([derive_seed(0, 0, 0)]).randn(SHAPE, dtype=torch.float32)
+    x, c = flow.mean + flow.spread * noise, first_guess(problem)
+    for network, seen in zip(flow.stages, kept, strict=True):
+        x = x - network(x, c)
+        torch.testing.assert_close(seen, x)
+    many = solve(problem, PRIOR, MMDFlow(folder=str(folder)), make_times("uniform", 7, PRIOR.schedule)).samples
+    assert torch.equal(many, result.samples)
+
+
+def test_batches_and_seeds(folder):
+    solver, problem = MMDFlow(folder=str(folder)), problem_of(n=3)
+    together = solve(problem, PRIOR, solver, samples=2, seed=1).samples
+    alone = solve(problem, PRIOR, solver, samples=2, seed=1, batch_size=1).samples
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert torch.equal(together, solve(problem, PRIOR, solver, samples=2, seed=1).samples)
+    assert not torch.equal(together, solve(problem, PRIOR, solver, samples=2, seed=2).samples)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        QUICK,
+        FitSettings(**vars(QUICK) | {"first": "flow", "levels": 2, "stages": 2}),
+        FitSettings(**vars(QUICK) | {"network": "unet", "levels": 2, "stages": 1}),
+    ],
+    ids=["experts", "paper's", "unet"],
+)
+def test_a_stopped_fit_goes_on_to_the_same_bits(tmp_path, settings):
+    quick_fit(tmp_path / "whole", settings)
+    stages = settings.levels * settings.stages
+
+    def stop(stage):
+        if stage.stage == stages - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quick_fit(tmp_path / "halves", settings, report=stop)
+    assert not (tmp_path / "halves").exists()
+    with pytest.raises(ValueError, match="unfinished fit with other options"):
+        quick_fit(tmp_path / "halves", FitSettings(**vars(settings) | {"seed": 9}))
+    seen = []
+    quick_fit(tmp_path / "halves", settings, report=seen.append)
+    assert [report.stage for report in seen] == [stages]
+    assert (seen[0].missed is None) == (settings.first == "score" and settings.stages == 1)
+    first, second = ((tmp_path / name / "flow.safetensors").read_bytes() for name in ("whole", "halves"))
+    assert first == second
+    x = solve(problem_of(), PRIOR, MMDFlow(folder=str(tmp_path / "halves"))).samples
+    assert x.shape == (1, 1, *SHAPE)
+    assert x.isfinite().all()
+
+
+def test_a_new_level_doubles_the_pixels(tmp_path):
+    flow = quick_fit(tmp_path / "flow", FitSettings(**vars(QUICK) | {"levels": 2, "stages": 1, "level_noise": 0.2}))
+    x, fresh = torch.randn(2, 1, 4, 4), torch.randn(2, *SHAPE)
+    expected = x.repeat_interleave(2, 2).repeat_interleave(2, 3) + 0.2 * fresh
+    torch.testing.assert_close(flow.enter(1, x, lambda shape: fresh.reshape(2, *shape)), expected)
+    assert flow.enter(0, x, lambda shape: pytest.fail("no draw is needed")) is x
+    c = torch.randn(2, *SHAPE)
+    folded = torch.cat([x, F.pixel_unshuffle(c, 2)], dim=1)  # four pixels are four channels of one
+    torch.testing.assert_close(flow.stages[0](x, c), flow.stages[0].net(folded).reshape(2, 1, 4, 4))
+
+
+def test_the_score_finds_a_gaussian_posterior(tmp_path):
+    """Two numbers of which one is measured: mean and spread of what a network makes of the other."""
+    settings = FitSettings(stages=1, score_steps=400, batch=256, width=8, lr=1e-2)
+    operator, n = Matrix((1, 1, 2), matrix=torch.tensor([[1.0, 0.0]], dtype=torch.float64)), 4000
+    prior, _, _ = small_problem(0.0)
+
+    def draw():
+        z = sample_prior(prior, (1, 1, 2), ImageRng(range(n)))
+        return z, measure(z, operator, GaussianNoise(0.5), ImageRng(range(n)))
+
+    fit(draw, operator, GaussianNoise(0.5), tmp_path / "two", settings, source="two numbers")
+    y = torch.tensor([[0.0], [1.5]])
+    problem = Problem(operator, GaussianNoise(0.5), y)
+    x = solve(problem, prior, MMDFlow(folder=str(tmp_path / "two")), samples=1000, batch_size=2000).samples
+    for k in range(2):
+        exact = prior.posterior(operator, 0.5, y[k : k + 1].double())
+        mean, covariance = exact.means[0].flatten(), exact.covariances[0]
+        assert (x[k].flatten(1).mean(dim=0) - mean).norm() < 0.15 * covariance.trace().sqrt()
+        assert (x[k].flatten(1).double().T.cov() - covariance).norm() < 0.2 * covariance.norm()
+
+
+def test_the_score_is_the_functional_of_two_particles(monkeypatch, tmp_path):
+    """The loss of one pair is F of two particles and one target, but for its own distance, which is counted once."""
+    flow, losses = quick_fit(tmp_path / "flow"), []
+    target, c = torch.randn(1, *SHAPE), torch.randn(1, *SHAPE)
+    monkeypatch.setattr("invsolve.stages._train", lambda network, loss, *rest: losses.append(loss(torch.tensor([0]))))
+    learn_score(flow, 0, target, c, FitSettings(batch=1), ImageRng([4]))
+    noise = ImageRng([4]).randn((2, *SHAPE), dtype=torch.float32)[0]
+    x = flow.mean + flow.spread * noise
+    a, b = (x - flow.stages[0](x, c.repeat(2, 1, 1, 1))).flatten(1)
+    t = target.flatten()
+    expected = ((a - t).norm() + (b - t).norm()) / 2 - (a - b).norm() / 2
+    torch.testing.assert_close(losses[0], expected)
+    once = discrepancy(torch.stack([a, b]), t[None]) - (a - b).norm() / 4
+    torch.testing.assert_close(expected, once, rtol=1e-4, atol=1e-5)
+
+
+REFUSED = {
+    "operator": ({"row": "downsample-bicubic"}, "downsample-bicubic"),
+    "field": ({"row": "blur", "sigma": 0.7}, "blur"),
+    "noise": ({"noise": GaussianNoise(0.2)}, "sigma=0.2"),
+    "no noise": ({"noise": NoNoise()}, "NoNoise"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_another_problem_is_refused_with_a_sentence(folder, name):
+    options, expected = REFUSED[name]
+    with pytest.raises(ValueError, match="was fitted for downsample") as error:
+        solve(problem_of(**options), PRIOR, MMDFlow(folder=str(folder)))
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_another_size_or_a_damaged_folder_is_refused(folder, tmp_path):
+    operator = build_operator("downsample", (1, 16, 16), factor=2)
+    with pytest.raises(ValueError, match=r"\(1, 8, 8\).*\(1, 16, 16\)"):
+        solve(Problem(operator, NOISE, torch.zeros(1, 1, 8, 8)), PRIOR, MMDFlow(folder=str(folder)))
+    with pytest.raises(ValueError, match="holds no fitted flow"):
+        MMDFlow(folder=str(tmp_path))
+    (tmp_path / "card.json").write_text((folder / "card.json").read_text())
+    (tmp_path / "flow.safetensors").write_bytes((folder / "flow.safetensors").read_bytes()[:500])
+    with pytest.raises(ValueError, match="damaged"):
+        MMDFlow(folder=str(tmp_path))
+    with pytest.raises(ValueError, match="at least 2"):
+        MMDFlow(pairs=1)
+
+
+def test_settings_have_ranges():
+    for field in ({"stages": 0}, {"lr": -1.0}, {"momentum": 1.0}, {"particles": 1}, {"step_size": math.nan}):
+        with pytest.raises(ValueError, match=next(iter(field))):
+            FitSettings(**field)
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+
+def command(*words):
+    return CliRunner().invoke(app, list(words))
+
+
+FIT = ["fit", "--operator", "downsample(factor=2)", "--sigma", "0.1", "--size", "8", "--device", "cpu", "--pairs", "40"]
+SHORT = ["--flow-steps", "2", "--score-steps", "3", "--train-steps", "3", "--slices", "8", "--batch", "8"]
+
+
+def test_fit_and_restore(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = command(*FIT, *SHORT, "--prior", "gaussian", "-o", "flow")
+    assert run.exit_code == 0, run.output
+    assert "stage 2 of 2" in run.output
+    save_png(torch.zeros(3, 4, 4), "small.png")
+    restore = ["restore", "small.png", "--operator", "downsample(factor=2)", "--prior", "gaussian", "--sigma", "0.1"]
+    solver = ["--solver", "mmdflow(folder='flow')"]
+    assert command(*restore, *solver, "-o", "out").exit_code == 0
+    assert (tmp_path / "out" / "small.png").exists()
+    record = json.loads((tmp_path / "out" / "small.json").read_text())
+    absolute = ["--solver", f"mmdflow(folder='{tmp_path / 'flow'}')"]
+    assert "skipped" in command(*restore, *absolute, "-o", "out").output
+    assert record["settings"]["solver"] == "mmdflow(folder='flow')"
+    other = command(*restore[:-1], "0.2", *solver, "-o", "other")
+    assert other.exit_code == 2
+    assert "was fitted for downsample(factor=2)" in other.stderr
+    assert not Path("other").exists()
+    again = command(*FIT, *SHORT, "--prior", "gaussian", "-o", "flow")
+    assert (again.exit_code, "skipped flow" in again.output) == (0, True)
+    changed = [*FIT, *SHORT, "--prior", "gaussian", "-o", "flow", "--lr", "1e-4"]
+    refused = command(*changed)
+    assert refused.exit_code == 2
+    assert "--overwrite" in refused.stderr
+    assert command(*changed, "--overwrite").exit_code == 0
+    assert "restored" in command(*restore, *solver, "-o", "out").output  # another flow gives another picture
+
+
+def test_fit_on_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for k in range(3):
+        save_png(torch.rand(1, 12, 10 + k) - 0.5, f"pictures/{k}.png")
+    run = command(*FIT, *SHORT, "pictures", "--grey", "-o", "flow")
+    assert run.exit_code == 0, run.output
+    card = json.loads(Path("flow/card.json").read_text())
+    assert card["prior"] == "40 crops of 3 pictures"
+    assert card["image_shape"] == [1, 8, 8]
+    small = command(*FIT, *SHORT, "pictures", "--size", "12", "-o", "other")
+    assert small.exit_code == 2
+    assert "less than a crop of 12 x 12" in small.stderr
+    assert not Path("other.state").exists()
+
+
+BAD = {
+    "no input and no prior": (FIT, "one of the two"),
+    "both": ([*FIT, "a.png", "--prior", "gaussian"], "one of the two"),
+    "missing picture": ([*FIT, "none.png"], "none.png does not exist"),
+    "unknown prior": ([*FIT, "--prior", "imagenet"], "Unknown prior"),
+    "unknown operator": ([*FIT, "a.png", "--operator", "blurr"], "did you mean 'blur'"),
+    "no operator": (["fit", "a.png"], "--operator"),
+    "automatic noise": ([*FIT, "a.png", "--sigma", "auto"], "one level"),
+    "pairs": ([*FIT, "a.png", "--pairs", "1"], "--pairs must be at least 2"),
+    "size": ([*FIT, "a.png", "--size", "0"], "--size must be at least 1"),
+    "size and operator": ([*FIT, "a.png", "--operator", "inpaint-box(top=0,left=0,height=99,width=9)"], "inside"),
+    "size and levels": ([*FIT, "--prior", "gaussian", "--levels", "5"], "multiples of 16"),
+    "width": ([*FIT, "--prior", "gaussian", "--size", "32", "--width", "12"], "multiple of 8"),
+    "canvas": ([*FIT, "--prior", "gaussian", "--canvas", "4"], "--canvas must be at least 8"),
+    "prior steps": ([*FIT, "--prior", "gaussian", "--prior-steps", "0"], "--prior-steps must be at least 1"),
+    "learning rate": ([*FIT, "a.png", "--lr", "-1"], "lr must be at least 0"),
+    "device": ([*FIT, "a.png", "--device", "toaster"], "'toaster' is not supported"),
+    "output is a file": ([*FIT, "a.png", "-o", "a.png"], "is a file"),
+    "output is used": ([*FIT, "--prior", "gaussian", "-o", "mine"], "mine.txt"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_one_sentence_and_nothing_written(name, tmp_path, monkeypatch):
+    words, expected = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    save_png(torch.zeros(3, 16, 16), "a.png")
+    Path("mine").mkdir()
+    Path("mine/mine.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    run = command(*words, *([] if "-o" in words else ["-o", "flow"]))
+    assert run.exit_code == 2, run.output
+    assert run.stderr.count("Error: ") == 1
+    assert expected in run.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_a_folder_a_large_picture_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_png(torch.zeros(3, 32, 32), "a.png")
+    run = command("restore", "a.png", "--operator", "identity", "--sigma", "0.1", "--solver", "mmdflow")
+    assert run.exit_code == 2
+    assert "fit a flow with `invsolve fit`" in run.stderr
