@@ -1,45 +1,94 @@
-"""What a solver costs beyond its network: the time of a whole solve over the time of its bare network calls.
+"""What a solver costs: its time over that of its bare network calls, its peak memory, and how it scales with samples.
 
-    python scripts/bench_overhead.py
-    python scripts/bench_overhead.py --steps 5 --repetitions 3 --solvers diffpir dps
+    python scripts/bench_solvers.py
+    python scripts/bench_solvers.py --steps 5 --repetitions 3 --solvers diffpir dps --samples 0
 
 One 256 x 256 picture, 70 % of its pixels hidden, noise 0.02.  A repetition times one solve and, right after it, as many
-calls of `prior.network` (with the gradient of as many as the solver asked for) on a picture of that size; the table has
-the median over the repetitions of both and of their ratio.  Solvers marked * optimise inside a step.
+calls of the network (with the gradient of as many as the solver asked for) on a picture of that size; the table has the
+median over the repetitions of both and of their ratio.  Memory is the most that a solve adds to the process, or to the
+accelerator.  Scaling is the time of --samples samples, batched by 8, over that many times the time of one: 1 is linear.
+Solvers marked * optimise inside a step; those marked + have interacting samples, at least two.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import functools
+import gc
 import statistics
+import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
+import psutil
 import torch
 from pictures import SIZE, held_out
+from torch import Tensor
 
-from invsolve import SOLVERS, ImageRng, Problem, build_operator, build_solver, load_prior, make_times, simulate, solve
+from invsolve import (
+    SOLVERS,
+    ImageRng,
+    Problem,
+    Solver,
+    build_operator,
+    build_solver,
+    load_prior,
+    make_times,
+    simulate,
+    solve,
+)
 from invsolve.operators import OPERATORS
-from invsolve.priors import PixelPrior
+from invsolve.priors import LatentPrior, PixelPrior
 from invsolve.problem import GaussianNoise
 from invsolve.spec import parse_spec
 
-INNER_OPTIMISATION = {"flowdps", "reddiff"}  # gradient steps or an optimiser inside a step
+# Gradient steps, an optimiser, a linear solver or a chain inside a step.
+INNER = {"daps", "dflow", "flair", "flowdps", "flower", "flowpriors", "mmps", "reddiff", "resample", "rsd", "sgfm"}
 
 
-def bare_calls(prior: PixelPrior, calls: int, gradients: int, size: int) -> float:
-    """Seconds that `calls` network calls take, the first `gradients` of them with a gradient."""
-    z = torch.randn(1, prior.channels, size, size, generator=torch.Generator().manual_seed(0))
-    z = z.to(next(prior.network.parameters()).device)
-    timestep = torch.full((1,), 500.0, device=z.device)
+def bare_calls(network: torch.nn.Module, z: Tensor, calls: int, gradients: int) -> float:
+    """Seconds that `calls` network calls on z take, the first `gradients` of them with a gradient."""
+    timestep = torch.full((len(z),), 500.0, device=z.device)
     start = time.perf_counter()
     for k in range(calls):
         with torch.set_grad_enabled(k < gradients):
-            leaf = z.requires_grad_(k < gradients)
-            out = prior.network(leaf, timestep).sample
+            leaf = z.detach().requires_grad_(k < gradients)
+            out = network(leaf, timestep).sample
             if k < gradients:
                 torch.autograd.grad(out, leaf, torch.ones_like(out))
     synchronise(z.device)
     return time.perf_counter() - start
+
+
+def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
+    """MiB that `run` adds at its peak: of the accelerator, or of the process, looked at every two milliseconds."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # glibc keeps freed memory, which then is not counted twice
+        ctypes.CDLL(None).malloc_trim(0)
+    process, done = psutil.Process(), threading.Event()
+    before = peak = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
+    return (peak - before) / 2**20
 
 
 def synchronise(device: torch.device) -> None:
@@ -55,37 +104,52 @@ def main() -> None:
     parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), help="names or specs")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=16, help="of the scaling; 0 leaves it out")
     parser.add_argument("--size", type=int, default=SIZE)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the network")
+    parser.add_argument("--checkpointing", action="store_true")
     args = parser.parse_args()
     device = torch.device(args.device)
-    prior = load_prior(args.prior).to(device)
-    if not isinstance(prior, PixelPrior):
+    prior = load_prior(args.prior, getattr(torch, args.dtype)).to(device)
+    if args.checkpointing:
+        prior.checkpoint_gradients()
+    pixel = prior.prior if isinstance(prior, LatentPrior) else prior
+    if not isinstance(pixel, PixelPrior):
         raise SystemExit(f"The prior {args.prior} has no network to compare with.")
     truth = held_out(args.size)[:1].to(device)
     name, fields = parse_spec(args.operator, OPERATORS, "operator")
     operator, noise = build_operator(name, (3, args.size, args.size), **fields).to(device), GaussianNoise(0.02)
     problem = Problem(operator, noise, simulate(operator, noise, truth, ImageRng([0])))
-    bare_calls(prior, 1, 1, args.size)  # warm-up
-    print("| solver | network calls | gradients | solve, s | bare network, s | ratio |\n|---|---|---|---|---|---|")
+    z = torch.randn(1, *prior.latent_shape(operator.image_shape), generator=torch.Generator().manual_seed(0)).to(device)
+    bare_calls(pixel.network, z, 1, 1)  # warm-up
+    head = ["solver", "network calls", "gradients", "solve, s", "bare network, s", "ratio", "memory, MiB", "scaling"]
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for spec in args.solvers:
         solver = build_solver(spec)
-        mark = "*" if spec.partition("(")[0] in INNER_OPTIMISATION else ""
+        label = spec + "*" * (spec.partition("(")[0] in INNER) + "+" * solver.interacting
         if not isinstance(operator, solver.requires):
-            print(f"| {spec}{mark} | needs a {solver.requires.__name__} | | | | |")
+            print(f"| {label} | needs a {solver.requires.__name__}" + " |" * len(head))
             continue
         times = make_times(solver.times, args.steps, prior.schedule)
-        pairs = []
-        for repetition in range(args.repetitions + 1):
-            stats = solve(problem, prior, solver, times).stats
+        fewest = 2 if solver.interacting else 1
+
+        def run(samples: int, solver: Solver[Any] = solver, times: Tensor = times) -> dict[str, Any]:
+            stats = solve(problem, prior, solver, times, samples=samples, batch_size=8).stats
             synchronise(device)
+            return stats
+
+        pairs = []
+        memory = peak_memory(functools.partial(run, fewest), device)  # which is the warm-up, too
+        for _ in range(args.repetitions):
+            stats = run(fewest)
             calls, gradients = round(stats["network"]), round(stats["network_vjp"])
-            seconds = (stats["seconds"], bare_calls(prior, calls, gradients, args.size))
-            if repetition > 0:  # the first one warms up
-                pairs.append(seconds)
+            pairs.append((stats["seconds"], bare_calls(pixel.network, z.expand(fewest, -1, -1, -1), calls, gradients)))
         whole, bare = (statistics.median(column) for column in zip(*pairs, strict=True))
-        ratio = statistics.median(a / b for a, b in pairs)
-        print(f"| {spec}{mark} | {calls} | {gradients} | {whole:.3f} | {bare:.3f} | {ratio:.3f} |", flush=True)
+        cells = [f"{calls}", f"{gradients}", f"{whole:.3f}", f"{bare:.3f}"]
+        cells += [f"{statistics.median(a / b for a, b in pairs):.3f}", f"{memory:.0f}"]
+        scaling = run(args.samples)["seconds"] * fewest / (args.samples * whole) if args.samples else None
+        print(f"| {label} | " + " | ".join([*cells, "-" if scaling is None else f"{scaling:.2f}"]) + " |", flush=True)
 
 
 if __name__ == "__main__":
