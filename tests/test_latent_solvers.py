@@ -21,7 +21,7 @@ from invsolve.operators import OPERATORS
 from invsolve.priors import VE, DiscreteVP, Full, GaussianPrior, GreyPrior, Guided, Metered, PowerLaw, Rescheduled
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
-from invsolve.solvers._pieces import approach_data, meet_data, misfit
+from invsolve.solvers._data import approach_data, meet_data, misfit
 from invsolve.solvers.flair import FLAIR
 from invsolve.solvers.flowchef import FlowChef
 from invsolve.solvers.psld import PSLD

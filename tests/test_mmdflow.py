@@ -22,7 +22,7 @@ from invsolve.rng import ImageRng, derive_seed
 from invsolve.sample import measure, sample_prior
 from invsolve.solvers import MMDFlow
 from invsolve.solvers._fitted import load_fitted
-from invsolve.solvers._pieces import first_guess
+from invsolve.solvers._start import first_guess
 from invsolve.stages import carry, learn_score
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "mmd_negative_distance.safetensors")

@@ -14,8 +14,10 @@ from invsolve.operators import Matrix
 from invsolve.priors import DiscreteVP, Full, GaussianMixture, GaussianPrior, PowerLaw, Rescheduled
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
-from invsolve.solvers._pieces import curvature, noisy_first_guess, ode
+from invsolve.solvers._data import curvature
+from invsolve.solvers._path import ode
 from invsolve.solvers._source import chi_nll, descend, start_descent, transport, transport_calls
+from invsolve.solvers._start import noisy_first_guess
 from invsolve.solvers.daps import DAPS
 from invsolve.solvers.dflow import DFlow
 from invsolve.solvers.flowpriors import FlowPriors

@@ -17,7 +17,7 @@ from invsolve.operators import Matrix
 from invsolve.priors import DiscreteVP, GaussianMixture, GaussianPrior, LinearDecoder, PowerLaw
 from invsolve.rng import ImageRng
 from invsolve.solvers import RSD, TDS, MCGDiff, REDDiff
-from invsolve.solvers._pieces import resample
+from invsolve.solvers._resampling import resample
 from invsolve.solvers.rsd import repulsion
 
 SHAPE = (3, 8, 8)

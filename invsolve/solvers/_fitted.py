@@ -23,7 +23,7 @@ from ..problem import Problem
 from ..rng import ImageRng
 from ..spec import format_spec
 from ._networks import NetworkKind, StageNetwork
-from ._pieces import first_guess
+from ._start import first_guess
 
 __all__ = ["Card", "FittedFlow", "condition", "load_fitted", "new_flow", "operator_text"]
 

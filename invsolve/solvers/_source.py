@@ -12,7 +12,7 @@ from torch import Tensor
 from ..linalg import dot, expand_to, norm, value_and_grad
 from ..priors.base import Prior
 from ..times import make_times
-from ._pieces import ode
+from ._path import ode
 
 __all__ = ["Descent", "chi_nll", "descend", "start_descent", "transport", "transport_calls"]
 

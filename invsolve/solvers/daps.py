@@ -43,7 +43,9 @@ from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
 from ..times import restoration
-from ._pieces import curvature, isotropic_std, noisy_first_guess, ode
+from ._data import curvature
+from ._path import isotropic_std, ode
+from ._start import noisy_first_guess
 
 __all__ = ["DAPS"]
 

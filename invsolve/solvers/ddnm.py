@@ -40,7 +40,8 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import noisy_first_guess, transition
+from ._path import transition
+from ._start import noisy_first_guess
 
 __all__ = ["DDNM"]
 

@@ -37,8 +37,9 @@ from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
 from ..times import make_times
-from ._pieces import first_guess, ode
+from ._path import ode
 from ._source import Descent, chi_nll, descend, start_descent, transport, transport_calls
+from ._start import first_guess
 
 __all__ = ["DFlow"]
 

@@ -33,7 +33,8 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import ancestral_std, noisy_first_guess, transition
+from ._path import ancestral_std, transition
+from ._start import noisy_first_guess
 
 __all__ = ["DPS"]
 

@@ -49,7 +49,8 @@ from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import approach_data, first_guess, meet_data
+from ._data import approach_data, meet_data
+from ._start import first_guess
 
 __all__ = ["FLAIR"]
 

@@ -31,7 +31,8 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import DataTerm, approach_data, check_data_term, misfit, noisy_first_guess
+from ._data import DataTerm, approach_data, check_data_term, misfit
+from ._start import noisy_first_guess
 
 __all__ = ["FlowChef"]
 

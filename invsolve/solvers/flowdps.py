@@ -34,7 +34,8 @@ from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import DataTerm, check_data_term, misfit, noisy_first_guess
+from ._data import DataTerm, check_data_term, misfit
+from ._start import noisy_first_guess
 
 __all__ = ["FlowDPS"]
 

@@ -35,7 +35,8 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import isotropic_std, noisy_first_guess
+from ._path import isotropic_std
+from ._start import noisy_first_guess
 
 __all__ = ["FLOWER"]
 

@@ -48,7 +48,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import Resampling, check_resampling, resample
+from ._resampling import Resampling, check_resampling, resample
 
 __all__ = ["MCGDiff"]
 

@@ -40,7 +40,9 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import DIFFERENCE, ancestral_std, isotropic_std, noisy_first_guess, transition
+from ._data import DIFFERENCE
+from ._path import ancestral_std, isotropic_std, transition
+from ._start import noisy_first_guess
 
 __all__ = ["MMPS"]
 

@@ -36,7 +36,9 @@ from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import isotropic_std, noisy_first_guess, pseudo_inverse_guidance
+from ._data import pseudo_inverse_guidance
+from ._path import isotropic_std
+from ._start import noisy_first_guess
 
 __all__ = ["OTODE"]
 

@@ -36,7 +36,8 @@ from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import curvature, first_guess
+from ._data import curvature
+from ._start import first_guess
 
 __all__ = ["PnPFlow"]
 

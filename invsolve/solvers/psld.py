@@ -39,7 +39,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import noisy_first_guess
+from ._start import noisy_first_guess
 
 __all__ = ["PSLD"]
 

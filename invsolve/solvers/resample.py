@@ -48,7 +48,8 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import approach_data, meet_data, noisy_first_guess
+from ._data import approach_data, meet_data
+from ._start import noisy_first_guess
 
 __all__ = ["ReSample"]
 

@@ -57,7 +57,8 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import WEIGHTINGS, check_weighting, first_guess
+from ._start import first_guess
+from ._weighting import WEIGHTINGS, check_weighting
 
 __all__ = ["RSD", "repulsion"]
 

@@ -43,7 +43,8 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._pieces import Resampling, ancestral_std, check_resampling, isotropic_std, resample
+from ._path import ancestral_std, isotropic_std
+from ._resampling import Resampling, check_resampling, resample
 
 __all__ = ["TDS"]
 

@@ -1,0 +1,189 @@
+"""How pictures are compared with the data, and moved towards them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..linalg import dot, expand_to, grad, norm
+from ..operators.base import LinearOperator, PinvOperator
+from ..priors.base import Prior
+from ..problem import Problem
+from ..solver import Solver
+from ._path import isotropic_std
+
+__all__ = [
+    "DIFFERENCE",
+    "DataTerm",
+    "approach_data",
+    "check_data_term",
+    "curvature",
+    "meet_data",
+    "misfit",
+    "pseudo_inverse_guidance",
+]
+
+DataTerm = Literal["half_sq", "nll", "norm", "pinv_norm", "adjoint_norm"]
+NEWTON_STEPS = 10  # for one number; two or three are enough where the singular values are alike
+ACCURACY = 0.01  # how closely the misfit meets the noise level, which is not known better
+DIFFERENCE = 0.01  # step of a difference quotient, in units of the [-1, 1] image
+MIN_RHO = 1e-6  # keeps the proximal step well posed where no picture meets the noise level
+
+
+def check_data_term(solver: Solver[Any], data_term: str) -> None:
+    """Refuse the name of a misfit that is not one of `DataTerm`, with one sentence."""
+    if data_term not in get_args(DataTerm):
+        known = ", ".join(get_args(DataTerm))
+        raise ValueError(f"{type(solver).__name__}: data_term must be one of {known}, got {data_term!r}.")
+
+
+def misfit(data_term: DataTerm, problem: Problem, x: Tensor) -> Tensor:
+    """How badly pictures x (B, *image_shape) explain the data, by name, per image (B,).
+
+    `half_sq` |A x - y|^2 / 2; `nll` -log p(y | x); `norm` |A x - y|; `pinv_norm` |A^+ (A x - y)| and `adjoint_norm`
+    |A^T (A x - y)|.
+
+    Raises:
+        TypeError: the operator lacks the pseudo-inverse or adjoint that the name asks for.
+    """
+    if data_term == "nll":
+        return problem.nll(x)
+    r = problem.residual(x)
+    if data_term == "half_sq":
+        return dot(r, r) / 2
+    if data_term == "norm":
+        return norm(r)
+    operator = problem.operator
+    if data_term == "pinv_norm" and isinstance(operator, PinvOperator):
+        return norm(operator.pinv(problem.y + r) - operator.pinv(problem.y))
+    if data_term == "adjoint_norm" and isinstance(operator, LinearOperator):
+        return norm(operator.adjoint(r))
+    raise TypeError(
+        f"data_term {data_term!r} needs a pseudo-inverse or adjoint, which {type(operator).__name__} lacks; "
+        "use 'half_sq' or 'norm'."
+    )
+
+
+def meet_data(x: Tensor, problem: Problem, radius: Tensor, steps: int) -> Tensor:
+    """The picture nearest to x (B, *image_shape) with |A x - y| <= radius: Morozov's principle; x itself if it has.
+
+    For a linear operator that is its proximal step with the multiplier of the constraint, found by Newton's method; for
+    another one without noise its own projection, if it has one, and else up to `steps` steps of `approach_data`.
+
+    Arguments:
+        x: pictures (B, *image_shape).
+        problem: operator, noise and data.
+        radius: largest misfit per image (B,), usually the noise level times the root of the number of data.
+        steps: most gradient steps.
+    """
+    operator, y = problem.operator, problem.y
+    if isinstance(operator, PinvOperator) and not isinstance(operator, LinearOperator) and not problem.std.any():
+        return torch.where(expand_to(norm(problem.residual(x)) > radius, x), operator.project(x, y), x)
+    if not isinstance(operator, LinearOperator):
+        return approach_data(x, problem, lambda u: u, radius, steps)
+    # With M = A A^T the misfit is r(c) = (I + c M)^-1 r(0) at c = 1 / rho, and 1 / |r(c)| is a concave function of c:
+    # Newton's method for 1 / |r(c)| = 1 / radius climbs to the solution from c = 0 without passing it.
+    u, r, c, rho = x, problem.residual(x), torch.zeros_like(radius), torch.full_like(radius, 1 / MIN_RHO)
+    tiny = torch.finfo(x.dtype).tiny
+    for k in range(NEWTON_STEPS):
+        size = norm(r)
+        far = (size > (1 + ACCURACY) * radius) & (c < 1 / MIN_RHO)
+        if not far.any():
+            break
+        back = operator.adjoint(r)
+        solved = (
+            back if k == 0 else expand_to(rho, x) * operator.prox(torch.zeros_like(x), r, rho)
+        )  # A^T (I + c M)^-1 r
+        slope = dot(back, solved) / size.pow(3).clamp_min(tiny)
+        step = (1 / radius - 1 / size.clamp_min(tiny)) / slope.clamp_min(tiny)
+        c = torch.where(far, (c + step).clamp(max=1 / MIN_RHO), c)
+        rho = 1 / c.clamp_min(MIN_RHO)
+        u = torch.where(expand_to(far, x), operator.prox(x, y, rho), u)
+        r = problem.residual(u)
+    return u
+
+
+def approach_data(
+    z: Tensor, problem: Problem, decode: Callable[[Tensor], Tensor], radius: Tensor, steps: int
+) -> Tensor:
+    """Up to `steps` gradient steps on |A D(z) - y| until it is at most `radius`, without a step size to choose.
+
+    A step goes to where the misfit would be `radius` were it linear in z (Polyak, 1969), and is then shortened to where
+    it first is, or is least, were the residual linear between the two ends.  A step that makes the misfit larger after
+    all is not taken, and the next one is a quarter as long.
+
+    Arguments:
+        z: latents (B, *latent_shape).
+        problem: operator, noise and data.
+        decode: latents to pictures.
+        radius: misfit per image (B,) at which a row is done.
+        steps: most steps.
+    """
+    tiny, pace = torch.finfo(z.dtype).tiny, torch.ones_like(radius)
+    for _ in range(steps):
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_(True)
+            r = problem.residual(decode(leaf))
+            size = norm(r)
+            (g,) = torch.autograd.grad(size.sum(), leaf)
+        r, size = r.detach(), size.detach()
+        if not (size > radius).any():
+            break
+        move = -expand_to(pace * (size - radius).clamp_min(0) / dot(g, g).clamp_min(tiny), z) * g
+        d = problem.residual(decode(z + move)) - r
+        a, b, c = dot(d, d), dot(r, d), (size.square() - radius.square()).clamp_min(0)  # |r + k d|^2 = radius^2
+        share = (-b - (b.square() - a * c).clamp_min(0).sqrt()) / a.clamp_min(tiny)
+        moved = z + expand_to(share.clamp(0, 1), z) * move
+        lower = norm(problem.residual(decode(moved))) < size
+        z, pace = torch.where(expand_to(lower, z), moved, z), torch.where(lower, 1, pace / 4)
+    return z
+
+
+def pseudo_inverse_guidance(
+    prior: Prior, problem: Problem, state: Tensor, t: Tensor, data_std: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both ends at z_t, and which way z_t explains the data: J^T r^2 A^T (r^2 A A^T + sigma_y^2)^-1 (y - A z_0).
+
+    J is the Jacobian of the clean end and r its `isotropic_std`; sigma_y is the noise level, or the tolerance of
+    noiseless data.  All but J is a proximal step on the picture, for a decoder carried back to the latent by the
+    encoder; an operator that is not linear takes the part 1 / (1 + sigma_y^2 / r^2) of the way to what explains y.
+    """
+    with torch.enable_grad():
+        z = state.detach().requires_grad_(True)
+        z0, eps = prior.predict(z, t)
+    x0, operator = prior.decode(z0.detach()), problem.operator
+    rho = (problem.level / isotropic_std(prior, t, data_std)).square()  # (B,)
+    if isinstance(operator, LinearOperator):
+        x = operator.prox(x0, problem.y, rho)
+    else:
+        assert isinstance(operator, PinvOperator)
+        x = x0 + (operator.project(x0, problem.y) - x0) / (1 + expand_to(rho, x0))
+    (guidance,) = torch.autograd.grad(z0, z, prior.encode(x) - prior.encode(x0))
+    return z0.detach(), eps.detach(), guidance
+
+
+def curvature(
+    problem: Problem, decode: Callable[[Tensor], Tensor], z: Tensor, v: Tensor, rounds: int
+) -> tuple[Tensor, Tensor]:
+    """The largest curvature of |A D(z) - y|^2 / 2 per image (B,), by power iteration from v; the last v warm starts.
+
+    J^T J v with the Jacobian J at z is a difference of residuals, exact for linear A D, carried back by a gradient.
+
+    Arguments:
+        problem: operator and data.
+        decode: latents to pictures.
+        z: where (B, *latent_shape).
+        v: a direction that is not orthogonal to the steepest, the same shape.
+        rounds: number of products with J^T J.
+    """
+    length = DIFFERENCE * z[0].numel() ** 0.5  # of the step: DIFFERENCE in every entry on average
+    here, largest = problem.residual(decode(z)), norm(z)
+    for _ in range(rounds):
+        v = v / expand_to(norm(v), v).clamp_min(torch.finfo(v.dtype).tiny)
+        push = ((problem.residual(decode(z + length * v)) - here) / length).detach()
+        v = grad(lambda u, push=push: dot(problem.residual(decode(u)), push), z)  # type: ignore[misc]
+        largest = norm(v)
+    return largest, v
