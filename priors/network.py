@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +20,33 @@ SIGMA_RANGE = (0.002, 80.0)  # noise levels the embedding tells apart
 
 
 class ResidualBlock(nn.Module):
-    """x + W2 relu(W1 x + e(noise level)), zero at initialisation."""
+    """x + W2 relu(g W1 x + e), gain g and shift e of the noise level; zero at initialisation."""
 
     def __init__(self, width: int, embedding: int) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(width, width, 3, padding=1)
         self.conv_out = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.shift = nn.Linear(embedding, width)
-        for parameter in (self.conv_out.weight, self.shift.weight, self.shift.bias):
-            nn.init.zeros_(parameter)
+        self.shift, self.gain = nn.Linear(embedding, width), nn.Linear(embedding, width)
+        nn.init.zeros_(self.conv_out.weight)
+        for layer in (self.shift, self.gain):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return x + self.conv_out(F.relu(self.conv_in(x) + self.shift(embedding)[:, :, None, None]))
+        shift, gain = (layer(embedding)[:, :, None, None] for layer in (self.shift, self.gain))
+        return x + self.conv_out(F.relu(torch.addcmul(shift, self.conv_in(x), 1 + gain)))
 
 
-def _run(blocks: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
-    """A list of residual blocks, one after the other."""
-    for block in blocks.children():
-        h = block(h, embedding)
-    return h
+class ResidualBlocks(nn.ModuleList):
+    """Residual blocks, one after the other."""
+
+    def __init__(self, n: int, width: int, embedding: int) -> None:
+        super().__init__(ResidualBlock(width, embedding) for _ in range(n))
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        for block in self:
+            h = block(h, embedding)
+        return h
 
 
 class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name config_name, differently
@@ -56,6 +65,8 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name c
         embedding: width of the noise-level embedding.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
@@ -68,6 +79,7 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name c
     ) -> None:
         super().__init__()
         size = channels * patch**2
+        self.gradient_checkpointing = False
         self.embed = nn.Sequential(
             nn.Linear(2 * N_FREQUENCIES, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
@@ -75,13 +87,15 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name c
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         for width, wider, n in zip(widths, widths[1:], blocks, strict=False):
-            self.encoder.append(nn.ModuleList(ResidualBlock(width, embedding) for _ in range(n)))
+            self.encoder.append(ResidualBlocks(n, width, embedding))
             self.down.append(nn.Conv2d(width, wider, 2, stride=2))
             self.up.append(nn.ConvTranspose2d(wider, width, 2, stride=2))
-            self.decoder.append(nn.ModuleList(ResidualBlock(width, embedding) for _ in range(n)))
-        self.middle = nn.ModuleList(ResidualBlock(widths[-1], embedding) for _ in range(blocks[-1]))
+            self.decoder.append(ResidualBlocks(n, width, embedding))
+        self.middle = ResidualBlocks(blocks[-1], widths[-1], embedding)
         self.conv_out = nn.Conv2d(widths[0], size, 3, padding=1)
-        for parameter in self.conv_out.parameters():
+        # F amplifies the noise of its input by up to d / sigma, which shifts and rectifiers alone do not do exactly.
+        self.skip_gain = nn.Linear(embedding, widths[0])
+        for parameter in (*self.conv_out.parameters(), *self.skip_gain.parameters()):
             nn.init.zeros_(parameter)
 
     @property
@@ -98,13 +112,21 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name c
         first = h = self.conv_in(F.pixel_unshuffle(x, self.config["patch"]))
         skips = []
         for blocks, down in zip(self.encoder, self.down, strict=True):
-            h = _run(blocks, h, embedding)
+            h = self._run(blocks, h, embedding)
             skips.append(h)
             h = down(h)
-        h = _run(self.middle, h, embedding)
+        h = self._run(self.middle, h, embedding)
         for blocks, up in zip(reversed(self.decoder), reversed(self.up), strict=True):
-            h = _run(blocks, up(h) + skips.pop(), embedding)
-        return F.pixel_shuffle(self.conv_out(h + first), self.config["patch"])
+            h = self._run(blocks, up(h) + skips.pop(), embedding)
+        h = torch.addcmul(h, first, 1 + self.skip_gain(embedding)[:, :, None, None])
+        return F.pixel_shuffle(self.conv_out(h), self.config["patch"])
+
+    def _run(self, blocks: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+        """The blocks of one level; where gradients are checkpointed only h is stored."""
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            checkpoint: Any = self._gradient_checkpointing_func  # None, says diffusers, until it is switched on
+            return checkpoint(blocks, h, embedding)
+        return blocks(h, embedding)
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True
