@@ -183,10 +183,11 @@ def check_targets(paths: Sequence[Path], tool: str, overwrite: bool, hint: str) 
             raise FileExistsError(
                 f"{path} would be written, but is a folder; move it, or choose another folder with -o."
             )
-        made = provenance_of(path)
-        if path.suffix == ".json":
-            made = read_record(path) or provenance_of(paths[0])  # one that cannot be read belongs to its picture
-        if os.path.lexists(path) and not overwrite and made.get("tool") != tool:
+        if overwrite or not os.path.lexists(path):
+            continue
+        record = read_record(path) if path.suffix == ".json" else {}
+        made = record or provenance_of(paths[0] if path.suffix == ".json" else path)  # unreadable: its picture's
+        if made.get("tool") != tool:
             raise FileExistsError(f"{path} exists and was not written by invsolve {tool}; {hint}.")
 
 
