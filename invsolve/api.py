@@ -25,7 +25,7 @@ from .priors import GreyPrior, Prior, load_prior
 from .problem import GaussianNoise, Noise, NoNoise, Problem
 from .result import Result
 from .rng import image_seeds
-from .solve import Observer, default_times, solve
+from .solve import Observer, solve
 from .solver import Solver
 from .solvers import build_solver
 from .spec import parse_spec
@@ -124,7 +124,7 @@ def restore(
             problem,
             prior,
             solver,
-            default_times(problem, prior, solver, steps),
+            steps=steps,
             samples=samples,
             seed=part,
             batch_size=batch_size,

@@ -17,7 +17,7 @@ from .priors import Prior, load_prior
 from .problem import GaussianNoise, NoNoise, Problem, simulate
 from .result import Status, json_number, spread_picture
 from .rng import ImageRng
-from .solve import Observer, default_times, solve
+from .solve import Observer, solve
 from .solvers import build_solver
 from .spec import parse_spec
 
@@ -116,7 +116,7 @@ def run_demo(
                 problem,
                 prior,
                 solver,
-                default_times(problem, prior, solver, STEPS),
+                steps=STEPS,
                 samples=samples,
                 seed=seed,
                 batch_size=BATCH_SIZE,

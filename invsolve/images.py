@@ -42,7 +42,6 @@ __all__ = [
     "load_image",
     "load_mask",
     "provenance_of",
-    "save_picture",
     "save_png",
     "to_tensor",
 ]
@@ -376,11 +375,6 @@ def _split_alpha(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
-
-
-def save_picture(path: str | os.PathLike[str], x: Tensor, like: Picture, provenance: Mapping[str, Any]) -> None:
-    """Write what `encode_picture` makes of the same arguments."""
-    atomic_write(path, encode_picture(path, x, like, provenance))
 
 
 def encode_picture(path: str | os.PathLike[str], x: Tensor, like: Picture, provenance: Mapping[str, Any]) -> bytes:

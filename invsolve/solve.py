@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -79,6 +79,7 @@ def solve(
     solver: Solver[Any],
     times: Tensor | None = None,
     *,
+    steps: int | None = None,
     samples: int = 1,
     seed: int | Sequence[int] = 0,
     batch_size: int = 8,
@@ -93,7 +94,8 @@ def solve(
         problem: operator, noise and measurements y (B, *data_shape).
         prior: the prior, on the device and in the dtype wanted.
         solver: the algorithm with its hyperparameters.
-        times: decreasing times in the prior's schedule; the solver's own default grid if not given.
+        times: decreasing times in the prior's schedule; `default_times` of every measurement if not given.
+        steps: number of steps of these default times; the solver's own if not given.
         samples: number of samples S per measurement.
         seed: seed of the run, whose measurements get seeds of their own from it (the first one the seed itself); or one
             seed per measurement, with which each gives the same pictures as it does alone.
@@ -118,24 +120,32 @@ def solve(
     for name, count in {"samples": samples, "batch_size": batch_size}.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {count!r}.")
-    times = default_times(problem, prior, solver) if times is None else times
-    if times.ndim != 1 or len(times) < 2 or not (times.diff() < 0).all():
+    if times is None:
+        each = [problem.rows(torch.tensor([b], device=problem.y.device)) for b in range(len(problem.y))]
+        grids = [default_times(one, prior, solver, steps) for one in each]
+    elif steps is not None:
+        raise ValueError("Give solve() either times or steps, not both.")
+    elif times.ndim != 1 or len(times) < 2 or not (times.diff() < 0).all():
         raise ValueError("times must be a 1-D tensor of at least two strictly decreasing numbers from noise to data.")
+    else:
+        grids = [times] * len(problem.y)
     start = time.perf_counter()
     metered = Metered(prior.sized(problem.operator.image_shape))
     rows = [(b, s) for b in range(len(problem.y)) for s in range(samples)]
     group = samples if solver.interacting else 1  # rows that must stay together
     size = max(batch_size // group, 1) * group
+    alike = [list(run) for _, run in groupby(rows, key=lambda row: grids[row[0]].tolist())]
     parts = [
-        _solve_batch(problem, metered, solver, times, seeds, rows[k : k + size], group, observers)
-        for k in range(0, len(rows), size)
+        _solve_batch(problem, metered, solver, grids[run[0][0]], seeds, run[k : k + size], group, observers)
+        for run in alike
+        for k in range(0, len(run), size)
     ]
     x, chi2, finite = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     chi2 = chi2.reshape(-1, samples)
     status = tuple(
         tuple(Status.ok if good else Status.nonfinite for good in row) for row in finite.reshape(-1, samples).tolist()
     )
-    stats = {"steps": float(len(times) - 1), "seconds": time.perf_counter() - start}
+    stats = {"steps": float(len(grids[0]) - 1), "seconds": time.perf_counter() - start}
     stats |= {name: count / len(rows) for name, count in metered.counts.items()}
     return Result(x.reshape(-1, samples, *x.shape[1:]), status, chi2, stats)
 

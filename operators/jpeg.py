@@ -206,6 +206,11 @@ def read_tables(path: str) -> tuple[Tensor, Subsampling]:
         with Image.open(path) as picture:
             if not isinstance(picture, JpegImagePlugin.JpegImageFile):
                 raise ValueError(f"{path!r} is a {picture.format} file; tables_from takes the path of a JPEG file.")
+            if picture.mode == "CMYK":
+                raise ValueError(
+                    f"{path!r} holds CMYK colours, whose tables are not those of the picture in RGB; give the quality: "
+                    "jpeg(quality=...)."
+                )
             code = 0 if picture.mode == "L" else JpegImagePlugin.get_sampling(picture)
             tables, size, orientation = _tables(picture), picture.size, _orientation(picture)
     except OSError as error:
@@ -220,7 +225,7 @@ def read_tables(path: str) -> tuple[Tensor, Subsampling]:
         raise ValueError(
             f"{path!r} is turned by its EXIF orientation {orientation}, and {size[0]} x {size[1]} pixels are not whole "
             f"blocks of {block} x {block}, so that upright its blocks begin inside the picture; turn it losslessly "
-            f"(jpegtran), remove the orientation, or give quality=... instead of tables_from."
+            "(jpegtran), remove the orientation, or give the quality: jpeg(quality=...)."
         )
     return tables.mT if orientation in (5, 6, 7, 8) else tables, "4:4:4" if code == 0 else "4:2:0"
 
@@ -285,8 +290,8 @@ def _tables(picture: JpegImagePlugin.JpegImageFile) -> Tensor:
     steps = picture.quantization  # {0: luma, 1: chroma}
     if 0 not in steps:
         raise ValueError(
-            f"The JPEG file has quantisation tables {sorted(steps)} but no table 0; save it again, or give quality=... "
-            f"instead of tables_from."
+            f"The JPEG file has quantisation tables {sorted(steps)} but no table 0; save it again, or give the "
+            "quality: jpeg(quality=...)."
         )
     both = [steps[0], steps.get(1, steps[0])]
     return torch.tensor(both, dtype=torch.float64).reshape(2, 8, 8)

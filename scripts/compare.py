@@ -1,9 +1,9 @@
 """Every sampler against the classical method of each task and against deepinv: the restoration table of the README.
 
-    python scripts/compare.py --out results                                        # recipes/restoration.yaml, hours
+    python scripts/compare.py --out results                                        # recipes/restoration.yaml, 20 min
     python scripts/compare.py --out quick --size 128 --images 1 --steps 10 --samples 1 --tasks deblurring
     python scripts/compare.py --out sweep --pictures tuning --tasks jpeg --solver "dps(step_size=2)" --steps 30
-    python scripts/compare.py --out results --timing 5                             # seconds per network call only
+    python scripts/compare.py --out results --timing 5 --steps 6                   # seconds per network call, 5 minutes
 
 Needs `pip install invsolve[bench]`, and for LPIPS the AlexNet trunk (scripts/fetch_lpips_trunk.py).  Left in OUT:
 `results.jsonl` with one line per row, `table.md`, contact sheets `TASK.png`, the pictures of every row `TASK/*.png`, or

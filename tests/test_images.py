@@ -24,9 +24,9 @@ from invsolve.images import (
     atomic_folder,
     atomic_write,
     atomic_writes,
+    encode_picture,
     load_image,
     load_mask,
-    save_picture,
     save_png,
     to_tensor,
 )
@@ -56,6 +56,10 @@ def write(path: Path, values: np.ndarray, **options: object) -> Path:
             **options,
         )
     return path
+
+
+def save_picture(path: Path, x: torch.Tensor, like: Picture, provenance: dict[str, object]) -> None:
+    path.write_bytes(encode_picture(path, x, like, provenance))
 
 
 # --- round trips ------------------------------------------------------------------------------------------------------

@@ -1063,8 +1063,14 @@ def test_jpeg_as_a_turned_file(orientation: int, subsampling: str) -> None:
 @pytest.mark.parametrize(("orientation", "height", "width"), [(3, 32, 40), (3, 24, 48), (6, 24, 48), (8, 32, 40)])
 def test_jpeg_refuses_turned_cut_blocks(orientation: int, height: int, width: int) -> None:
     path = turned_file(orientation, height, width)
-    with pytest.raises(ValueError, match=rf"EXIF orientation {orientation}.* blocks of 16 x 16.*or give quality="):
+    with pytest.raises(ValueError, match=rf"EXIF orientation {orientation}.* blocks of 16 x 16.*or give the quality"):
         build_operator("jpeg", SHAPE, tables_from=path)
+
+
+def test_jpeg_refuses_the_tables_of_cmyk(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16)).save(tmp_path / "inks.jpg")
+    with pytest.raises(ValueError, match=r"inks.jpg' holds CMYK colours.*give the quality: jpeg\(quality=\.\.\.\)"):
+        build_operator("jpeg", SHAPE, tables_from=str(tmp_path / "inks.jpg"))
 
 
 def test_jpeg_takes_cut_blocks_that_stay_at_the_end() -> None:

@@ -196,6 +196,12 @@ def test_a_seed_per_picture_gives_what_each_gets_alone():
         for row, seed in enumerate([7, 3, 7]):
             alone = invsolve.restore(x[row : row + 1], sigma=sigma, seed=seed, **options)
             torch.testing.assert_close(batch.samples[row], alone.samples[0], rtol=1e-4, atol=1e-4)
+    poisson = {"operator": "identity", "prior": "gaussian", "solver": "ddrm", "steps": 4, "sigma": PoissonNoise(30.0)}
+    light = torch.stack([x[0] / 8, x[1] / 8 + 0.8, x[2] / 8 - 0.8])  # as noisy as it is light
+    batch = invsolve.restore(light, seed=[7, 3, 7], **poisson)
+    for row, seed in enumerate([7, 3, 7]):
+        alone = invsolve.restore(light[row : row + 1], seed=seed, **poisson)
+        torch.testing.assert_close(batch.samples[row], alone.samples[0], rtol=1e-4, atol=1e-4)
     whole = invsolve.restore(x, sigma=0.1, seed=5, **options)
     backwards = invsolve.restore(x.flip(0), sigma=0.1, seed=image_seeds(5, 3)[::-1], **options)
     torch.testing.assert_close(whole.samples, backwards.samples.flip(0), rtol=1e-4, atol=1e-4)
