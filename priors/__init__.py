@@ -55,12 +55,21 @@ def natural(dtype: torch.dtype = torch.float32) -> Prior:
     return load_pixel_prior(BUNDLED / "natural", dtype)
 
 
+def natural_latent(dtype: torch.dtype = torch.float32) -> Prior:
+    """The bundled latent flow-matching prior for photographs, with its autoencoder; see its model card."""
+    return load_latent_prior(BUNDLED / "natural-latent", dtype)
+
+
 def gaussian(_dtype: torch.dtype = torch.float32) -> Prior:
     """A stationary Gaussian prior with the 1/f^2 spectrum of photographs: exact, instant, a Wiener filter's model."""
     return GaussianPrior(PowerLaw())
 
 
-PRIORS: dict[str, Callable[[torch.dtype], Prior]] = {"natural": natural, "gaussian": gaussian}
+PRIORS: dict[str, Callable[[torch.dtype], Prior]] = {
+    "natural": natural,
+    "natural-latent": natural_latent,
+    "gaussian": gaussian,
+}
 
 
 def load_prior(name: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> Prior:

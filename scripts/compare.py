@@ -145,6 +145,7 @@ class Setting:
     """What a method is given besides its fields."""
 
     task: Task
+    truth: Tensor
     problem: Problem
     prior: Prior
     steps: int
@@ -397,6 +398,17 @@ def run_deepinv(setting: Setting, denoiser: Any, sample: Callable[[int], Tensor]
     return Outcome(x.clamp(-1, 1), seconds, counts["network"] / rows, counts["network_vjp"] / rows)
 
 
+def autoencoder(setting: Setting) -> Outcome:
+    """The truth through the autoencoder of a latent prior: its own error, which bounds what a sampler can reach."""
+    start = time.perf_counter()
+    prior = setting.prior.sized(setting.problem.operator.image_shape)
+    with torch.no_grad():
+        z = prior.encode(setting.truth)
+        if z is setting.truth:
+            raise NotApplicableError("the prior has no autoencoder")
+        return Outcome(prior.decode(z).clamp(-1, 1)[:, None], time.perf_counter() - start)
+
+
 CLASSICAL: dict[str, Callable[..., Outcome]] = {
     "measurement": classical(measurement),
     "bicubic": classical(bicubic),
@@ -407,7 +419,8 @@ CLASSICAL: dict[str, Callable[..., Outcome]] = {
     "ffdnet": classical(ffdnet_of_task),
 }
 DEEPINV: dict[str, Callable[..., Outcome]] = {"deepinv-diffpir": deepinv_diffpir, "deepinv-dps": deepinv_dps}
-METHODS: dict[str, Callable[..., Any]] = {**SOLVERS, **CLASSICAL, **DEEPINV}
+BOUNDS: dict[str, Callable[..., Outcome]] = {"autoencoder": autoencoder}
+METHODS: dict[str, Callable[..., Any]] = {**SOLVERS, **CLASSICAL, **DEEPINV, **BOUNDS}
 
 
 def run_method(method: Method, setting: Setting) -> Outcome:
@@ -417,8 +430,9 @@ def run_method(method: Method, setting: Setting) -> Outcome:
 
 
 def kind_of(name: str) -> str:
-    """classical, deepinv or ours."""
-    return "classical" if name in CLASSICAL else "deepinv" if name in DEEPINV else "ours"
+    """classical, deepinv, bound or ours."""
+    tables = {"classical": CLASSICAL, "deepinv": DEEPINV, "bound": BOUNDS}
+    return next((kind for kind, table in tables.items() if name in table), "ours")
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -475,7 +489,7 @@ def run_task(task: Task, recipe: Recipe, prior: Prior, truth: Tensor, identity: 
         key = row_key(method, task, recipe, identity)
         if key["id"] in {row["id"] for row in read_rows(out)}:
             continue
-        setting = Setting(task, problem, prior, key["steps"], key["times"], key["samples"], recipe.seed)
+        setting = Setting(task, truth, problem, prior, key["steps"], key["times"], key["samples"], recipe.seed)
         label = method.spec if method.times is None else f"{method.spec}, {method.times} grid"
         base: Row = key | {"label": label, "kind": kind_of(method.name), "versions": versions()}
         try:
@@ -501,7 +515,7 @@ def run_task(task: Task, recipe: Recipe, prior: Prior, truth: Tensor, identity: 
 
 def row_key(method: Method, task: Task, recipe: Recipe, identity: Row) -> Row:
     """What makes a row, with its hash."""
-    networks = method.name not in CLASSICAL
+    networks = kind_of(method.name) in ("ours", "deepinv")
     key = identity | {
         "task": task.name,
         "operator": task.operator,
@@ -650,13 +664,13 @@ def timing(recipe: Recipe, prior: Prior, truth: Tensor, repetitions: int) -> str
     lines = ["| task | method | network calls | gradients | s per call |", "|---|---|---|---|---|"]
     for task in recipe.tasks:
         problem = make_problem(task, truth[:1], recipe.seed)
-        methods = [method for method in task.methods if method.name not in CLASSICAL]
+        methods = [method for method in task.methods if kind_of(method.name) in ("ours", "deepinv")]
         seconds: dict[Method, list[float]] = defaultdict(list)
         outcomes: dict[Method, Outcome] = {}
         for repetition in range(repetitions + 1):
             for method in methods:
                 steps = method.steps or recipe.steps
-                setting = Setting(task, problem, prior, steps, method.times, 1, recipe.seed)
+                setting = Setting(task, truth[:1], problem, prior, steps, method.times, 1, recipe.seed)
                 try:
                     outcomes[method] = run_method(method, setting)
                 except NotApplicableError:

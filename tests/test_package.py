@@ -96,18 +96,15 @@ def test_packages_and_data_are_listed():
     assert config["package-dir"]["invsolve.operators"] == "operators"
 
 
-def test_bundled_prior_is_installed_with_its_card():
+@pytest.mark.parametrize(("prior", "parts"), [("natural", ["unet"]), ("natural-latent", ["unet", "vae"])])
+def test_bundled_priors_are_installed_with_their_cards(prior, parts):
     import invsolve.priors
 
-    folder = Path(invsolve.priors.__file__).parent / "natural"
-    for name in (
-        "unet/config.json",
-        "unet/diffusion_pytorch_model.safetensors",
-        "scheduler/scheduler_config.json",
-        "README.md",
-    ):
+    folder = Path(invsolve.priors.__file__).parent / prior
+    for name in ("scheduler/scheduler_config.json", "README.md", *(f"{part}/config.json" for part in parts)):
         assert (folder / name).is_file(), name
-    assert (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size < 25e6
+    for part in parts:
+        assert (folder / part / "diffusion_pytorch_model.safetensors").stat().st_size < 25e6
 
 
 def test_no_machine_paths_or_unsafe_loading():

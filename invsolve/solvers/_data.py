@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -12,14 +13,14 @@ from ..linalg import dot, expand_to, grad, norm
 from ..operators.base import LinearOperator, PinvOperator
 from ..priors.base import Prior
 from ..problem import Problem
-from ..solver import Solver
+from ..solver import Solver, check_range
 from ._path import isotropic_std
 
 __all__ = [
     "DIFFERENCE",
     "DataTerm",
     "approach_data",
-    "check_data_term",
+    "check_step",
     "curvature",
     "meet_data",
     "misfit",
@@ -33,11 +34,19 @@ DIFFERENCE = 0.01  # step of a difference quotient, in units of the [-1, 1] imag
 MIN_RHO = 1e-6  # keeps the proximal step well posed where no picture meets the noise level
 
 
-def check_data_term(solver: Solver[Any], data_term: str) -> None:
-    """Refuse the name of a misfit that is not one of `DataTerm`, with one sentence."""
+def check_step(solver: Solver[Any], step_size: float | None, data_term: str) -> None:
+    """Refuse a name that is not one of `DataTerm`, a step that is no number, and none where a data term needs one.
+
+    Without a step size, `approach_data` finds it, which goes down |A x - y| alone.
+    """
     if data_term not in get_args(DataTerm):
         known = ", ".join(get_args(DataTerm))
         raise ValueError(f"{type(solver).__name__}: data_term must be one of {known}, got {data_term!r}.")
+    if step_size is not None:
+        check_range(solver, 0, math.inf, "step_size")
+    elif data_term != "norm":
+        name = type(solver).__name__
+        raise ValueError(f"{name}: data_term {data_term!r} needs a step_size, for example step_size=1.0.")
 
 
 def misfit(data_term: DataTerm, problem: Problem, x: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ step takes the clean end to where the misfit is what the noise leaves, were the 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -30,8 +29,8 @@ from ..linalg import grad
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
-from ._data import DataTerm, approach_data, check_data_term, misfit
+from ..solver import Solver
+from ._data import DataTerm, approach_data, check_step, misfit
 from ._start import noisy_first_guess
 
 __all__ = ["FlowChef"]
@@ -55,11 +54,7 @@ class FlowChef(Solver[Tensor]):
     data_term: DataTerm = "norm"
 
     def __post_init__(self) -> None:
-        check_data_term(self, self.data_term)
-        if self.step_size is not None:
-            check_range(self, 0, math.inf, "step_size")
-        elif self.data_term != "norm":
-            raise ValueError(f"FlowChef: data_term {self.data_term!r} needs a step_size, for example step_size=1.0.")
+        check_step(self, self.step_size, self.data_term)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)
