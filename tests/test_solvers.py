@@ -223,7 +223,7 @@ def test_nonfinite_rows_are_reported_and_the_others_go_on():
 
 def test_exploding_step_is_a_status_not_a_picture():
     problem = toy()
-    solver = build_solver("flowdps(step_size=1e30)")
+    solver = build_solver("flowdps(step_size=1e30, data_term=half_sq)")
     assert solve(problem, PRIOR, solver, samples=1).status[0][0] is Status.nonfinite
 
 
