@@ -181,6 +181,11 @@ class Problem:
         return self.noise.level(self.y, self.operator.data_mask)
 
     @property
+    def radius(self) -> Tensor:
+        """The misfit |A(x) - y| that the noise, or the tolerance of noiseless data, leaves per image (B,)."""
+        return self.level * self.n_data**0.5
+
+    @property
     def own_ratio(self) -> float:
         """The sigma/alpha at which y itself is about a point of the path; infinite unless y is a picture.
 

@@ -180,6 +180,11 @@ def test_unknown_names_are_sentences():
     ):
         with pytest.raises(ValueError, match=message):
             invsolve.restore(y, **{"operator": "identity", "prior": "gaussian", "steps": 2, **change})
+    problem = Problem(build_operator("identity", (3, 8, 8)), NoNoise(), y)
+    with pytest.raises(ValueError, match="either times or steps"):
+        invsolve.solve(
+            problem, invsolve.load_prior("gaussian"), invsolve.build_solver("ddnm"), torch.tensor([1.0, 0.0]), steps=2
+        )
     with pytest.raises(ValueError, match="3 channels"):
         invsolve.solve(
             Problem(build_operator("identity", (1, 8, 8)), NoNoise(), y[:, :1]),

@@ -83,7 +83,7 @@ class PSLD(Solver[Tensor]):
             x0 = prior.decode(z0)
             prediction = problem.operator(x0)
             glued = prior.encode(x0 + self._picture(problem, problem.y) - self._picture(problem, prediction))
-            misfit = torch.maximum(norm(prediction - problem.y), problem.level * problem.n_data**0.5)
+            misfit = torch.maximum(norm(prediction - problem.y), problem.radius)
             loss = misfit + self.gluing * norm(z0 - glued)
             (g,) = torch.autograd.grad(loss.sum(), z)
         scale = sum(prior.schedule(t)) * sum(prior.schedule(s))  # 1 on the rectified flow

@@ -109,7 +109,7 @@ class ReSample(Solver[State]):
         with torch.enable_grad():
             leaf = z_t.detach().requires_grad_(True)
             z0, eps = prior.predict(leaf, t)
-            misfit = torch.maximum(norm(problem.residual(prior.decode(z0))), problem.level * problem.n_data**0.5)
+            misfit = torch.maximum(norm(problem.residual(prior.decode(z0))), problem.radius)
             (g,) = torch.autograd.grad(misfit.sum(), leaf)
         scale = torch.hypot(*prior.schedule(s)) * torch.hypot(*prior.schedule(t))  # 1 on a VP path
         abar_t = 1 / (1 + r_t.square())
@@ -138,7 +138,7 @@ class ReSample(Solver[State]):
 
     def _hold(self, z0: Tensor, r: Tensor, problem: Problem, prior: Prior) -> Tensor:
         """Hard data consistency at sigma/alpha = r."""
-        radius = problem.level * problem.n_data**0.5
+        radius = problem.radius
         x0 = prior.decode(z0)
         if x0 is z0 or r > self.pixel_above:
             return prior.encode(meet_data(x0, problem, radius, self.data_steps))
