@@ -99,7 +99,7 @@ def validate_samplers(
         _calibrate(chosen, rows, out, options, console)
         return
     if options.curve:
-        rows = rows[:2] + [dataclasses.replace(row, calls=calls) for row in rows[2:] for calls in CURVE]
+        rows = rows[:2] + [dataclasses.replace(row, calls=calls, steps=None) for row in rows[2:] for calls in CURVE]
     measured = _run(chosen, rows, out, options, errors)
     for table in suite_tables(chosen, measured, intervals=False):
         _show(table, console)

@@ -345,23 +345,35 @@ def group_of(n, groups=1):
 
 def test_systematic_resampling_gives_every_particle_its_share():
     log_w = randn(2 * 50)
-    parents, ess = resample(log_w, group_of(50, 2), "systematic", ImageRng(range(100)))
+    parents, after, ess = resample(log_w, group_of(50, 2), "systematic", 1.0, ImageRng(range(100)))
+    assert (after == 0).all()
     for k in range(2):
         w = log_w[50 * k : 50 * k + 50].softmax(dim=0)
         count = torch.bincount(parents[50 * k : 50 * k + 50] - 50 * k, minlength=50)  # of the same group
         assert ((count - 50 * w).abs() < 1).all()
         torch.testing.assert_close(ess[k], 1 / w.square().sum())
-    other = resample(log_w, group_of(50, 2), "systematic", ImageRng([0, *range(500, 549), 50, *range(600, 649)]))[0]
+    others = ImageRng([0, *range(500, 549), 50, *range(600, 649)])
+    other = resample(log_w, group_of(50, 2), "systematic", 1.0, others).parents
     assert torch.equal(parents, other)  # only the first generator of a group matters
-    equal = resample(torch.zeros(50), group_of(50), "systematic", ImageRng(range(50)))[0]
+    equal = resample(torch.zeros(50), group_of(50), "systematic", 1.0, ImageRng(range(50))).parents
     assert torch.equal(equal, torch.arange(50))
+
+
+def test_only_groups_with_few_effective_particles_are_resampled():
+    log_w = torch.tensor([0.0, 0.1, 0.2, -0.1, 5.0, 0.0, 0.0, -torch.inf])
+    parents, after, ess = resample(log_w, group_of(4, 2), "systematic", 0.5, ImageRng(range(8)))
+    assert ess[0] > 2 > ess[1]
+    assert torch.equal(parents[:4], torch.arange(4))
+    assert torch.equal(after[:4], log_w[:4])
+    assert torch.equal(parents[4:], torch.full((4,), 4))
+    assert (after[4:] == 0).all()
 
 
 @pytest.mark.parametrize("resampling", ["systematic", "multinomial"])
 def test_resampling_is_unbiased(resampling):
     log_w, n, runs = torch.tensor([0.0, 1.0, -1.0, 0.5]).double(), 4, 2000
     problem = group_of(n, runs)
-    parents, _ = resample(log_w.repeat(runs), problem, resampling, ImageRng(range(n * runs)))
+    parents = resample(log_w.repeat(runs), problem, resampling, 1.0, ImageRng(range(n * runs))).parents
     share = torch.bincount(parents % n, minlength=n) / (n * runs)
     torch.testing.assert_close(share.double(), log_w.softmax(dim=0), rtol=0, atol=0.02)
 
@@ -369,7 +381,7 @@ def test_resampling_is_unbiased(resampling):
 def test_a_particle_that_is_not_finite_has_no_children():
     log_w = torch.tensor([0.0, torch.nan, 1.0, -torch.inf, 0.0, 0.0, torch.nan, 0.0])
     for resampling in ("systematic", "multinomial"):
-        parents, ess = resample(log_w, group_of(4, 2), resampling, ImageRng(range(8)))
+        parents, _, ess = resample(log_w, group_of(4, 2), resampling, 1.0, ImageRng(range(8)))
         assert not {1, 3, 6} & set(parents.tolist())
         assert ess.isfinite().all()
 
@@ -437,8 +449,11 @@ def test_mcgdiff_equals_a_second_writing(sigma, eta):
     assert ((state.ess >= 1) & (state.ess <= n)).all()
 
 
-@pytest.mark.parametrize(("sigma", "eta"), [(0.4, 1.0), (0.4, 0.6), (0.0, 1.0)])
-def test_tds_equals_a_second_writing(sigma, eta):
+@pytest.mark.parametrize(
+    ("sigma", "eta", "krylov_steps", "below"),
+    [(0.4, 1.0, 0, 1.0), (0.4, 0.6, 0, 1.0), (0.0, 1.0, 0, 1.0), (0.4, 1.0, 3, 1.0), (2.0, 0.8, 3, 0.6)],
+)
+def test_tds_equals_a_second_writing(sigma, eta, krylov_steps, below):
     """Four particles through a linear decoder, with the covariance of the twist written out."""
     n, d, p, m = 4, 4, 6, 3
     decoder, a, y = randn(p, d), randn(m, p, seed=1), randn(m, seed=2)
@@ -448,23 +463,30 @@ def test_tds_equals_a_second_writing(sigma, eta):
     times = torch.tensor([0.95, 0.8, 0.5, 0.2, 0.0]).double()
     draws = [randn(n, 1, 2, 2, seed=20 + k) for k in range(5)]
     uniform = [torch.full((n,), 0.1 + 0.2 * k).double() for k in range(4)]
-    state = run(TDS(eta=eta, data_std=0.8), problem, prior, times, Replay(draws, uniform))
+    solver = TDS(eta=eta, data_std=0.8, krylov_steps=krylov_steps, resample_below=below)
+    state = run(solver, problem, prior, times, Replay(draws, uniform))
 
     w, a, y, level = decoder.numpy(), a.numpy(), y.numpy(), sigma or 1 / 255
     draws, uniform = [q.flatten(1).numpy() for q in draws], [float(q[0]) for q in uniform]
-    z, log_w = math.hypot(0.95, 0.05) * draws.pop(0), np.zeros(n)
+    z, log_w, stayed = math.hypot(0.95, 0.05) * draws.pop(0), np.zeros(n), 0
     for (t, s), point in zip(pairwise(times.numpy()), uniform, strict=True):
         var = (1 - t) ** 2 * 0.49 + t**2
         z0 = 0.3 + (1 - t) * 0.49 / var * (z - (1 - t) * 0.3)
         eps = t / var * (z - (1 - t) * 0.3)
         r2 = (0.8 * t) ** 2 / ((0.8 * (1 - t)) ** 2 + t**2)
-        inverse = np.linalg.inv(r2 * a @ a.T + level**2 * np.eye(m))
+        spread = t**2 * 0.49 / var * w @ w.T if krylov_steps else r2 * np.eye(p)
+        inverse = np.linalg.inv(a @ spread @ a.T + level**2 * np.eye(m))
         misfit = y - z0 @ w.T @ a.T
         log_twist = -0.5 * np.einsum("bi,ij,bj->b", misfit, inverse, misfit)
         g = (1 - t) * 0.49 / var * misfit @ inverse @ a @ w
         if s == 0:
             log_twist = -0.5 * (misfit**2).sum(1) / level**2
-        parents, fresh = pick(log_w + log_twist, point), draws.pop(0)
+        log_w, fresh = log_w + log_twist, draws.pop(0)
+        share = np.exp(log_w - log_w.max())
+        if share.sum() ** 2 / (share**2).sum() <= below * n or s == 0:
+            parents, log_w = pick(log_w, point), np.zeros(n)
+        else:
+            parents, stayed = np.arange(n), stayed + 1
         k = eta * s * math.sqrt(1 - (s / (1 - s) * (1 - t) / t) ** 2)
         mean = (1 - s) * z0 + math.sqrt(s**2 - k**2) * eps
         # The score as it enters z0 and eps: z0 = (z + t^2 score) / (1 - t), eps = -t score.
@@ -474,8 +496,9 @@ def test_tds_equals_a_second_writing(sigma, eta):
             z = mean
             break
         z = guided + k * fresh
-        log_w = log_normal(z, mean, k**2).sum(1) - log_normal(z, guided, k**2).sum(1) - log_twist
+        log_w += log_normal(z, mean, k**2).sum(1) - log_normal(z, guided, k**2).sum(1) - log_twist
     torch.testing.assert_close(state.z.flatten(1), torch.from_numpy(z), rtol=1e-7, atol=1e-7)
+    assert (stayed > 0) == (below < 1)
 
 
 def mixture_problem():
@@ -533,6 +556,30 @@ def test_noiseless_data_are_met(name):
     result = solve(problem, PRIOR, PARTICLE_SOLVERS[name], make_times("vp", 60, PRIOR.schedule), samples=8)
     misfit = problem.rows(torch.zeros(8, dtype=torch.long)).residual(result.samples[0]).square().mean().sqrt()
     assert misfit < 0.02
+
+
+def test_moments_keep_the_particles_of_tds_where_entries_depend_on_each_other():
+    """A Gaussian with correlated entries and precise data: the exact twist keeps nearly all particles effective."""
+    d, n = 12, 200
+    factor = randn(d, d) / d**0.5
+    covariance = factor @ factor.T + 0.1 * torch.eye(d).double()
+    prior = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 1, 1, d).double(), covariance[None])
+    operator = Matrix((1, 1, d), matrix=randn(8, d, seed=1) / d**0.5)
+    problem = Problem(operator, GaussianNoise(0.05), operator(prior.sample(1, torch.Generator().manual_seed(2))))
+    exact = prior.posterior(operator, 0.05, problem.y)
+    times, errors = make_times("karras", 200, prior.schedule), []
+    for krylov_steps in (0, 8):
+        solver = TDS(krylov_steps=krylov_steps, resample_below=0.5)
+        x = solve(problem, prior, solver, times, samples=n, batch_size=n).samples.flatten(0, 1).flatten(1)
+        errors.append(float((x.mean(dim=0) - exact.mean.flatten()).norm() / exact.covariance.trace().sqrt()))
+    assert errors[1] < 0.16 < 0.25 < errors[0], errors
+
+
+def test_tds_refuses_moments_of_an_operator_that_is_not_linear():
+    operator = build_operator("jpeg", (3, 16, 16), quality=10)
+    problem = Problem(operator, NoNoise(), torch.zeros(1, *operator.data_shape).double())
+    with pytest.raises(TypeError, match="krylov_steps=2 needs a linear operator, and JPEG is none"):
+        solve(problem, PRIOR, TDS(krylov_steps=2), samples=2)
 
 
 def test_mcgdiff_refuses_a_decoder():

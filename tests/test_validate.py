@@ -608,7 +608,7 @@ def test_curves(tmp_path):
 
 
 def test_bare_names_stand_for_the_settings_of_the_suite():
-    suite = dataclasses.replace(SMALL, settings_of={"dps": "dps(step_size=0.5)"})
+    suite = dataclasses.replace(SMALL, settings_of={"dps": Row(spec="dps(step_size=0.5)")})
     assert [row.spec for row in default_rows(suite, ["dps", "dps()", "ddnm"])[2:]] == [
         "dps(step_size=0.5)",
         "dps()",

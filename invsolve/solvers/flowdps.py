@@ -13,7 +13,7 @@ On a path other than the rectified flow, t and s in the weights are the flow tim
 |---|---|---|---|
 | L | misfit, step shrinking with t | |A^+ (y - A D(z))| (super-resolution), A^T elsewhere | |A D(z) - y|, `data_term` |
 | step_size | – | 15 at 768x768 latents, fp16 | (L - sigma_y sqrt(m))_+ / |g|^2 |
-| inner_steps | several (conjugate gradients) | 3 | 3 |
+| inner_steps | several (conjugate gradients) | 3 | 8, fewer where the noise level is reached |
 | noise share | eta | 1 - s | 1 - s |
 | grid | shift 4 | 4u / (1 + 3u) twice shifted | `flowdps` |
 
@@ -58,7 +58,7 @@ class FlowDPS(Solver[Tensor]):
     steps = 28
 
     step_size: float | None = None
-    inner_steps: int = 3
+    inner_steps: int = 8
     data_term: DataTerm = "norm"
 
     def __post_init__(self) -> None:

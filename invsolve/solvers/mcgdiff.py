@@ -146,7 +146,7 @@ class MCGDiff(Solver[State]):
         ahead = ahead - operator.spectral(back, lambda v: _over_square(now(v), v))
         behind = operator.spectral(z, before) - alpha_t * operator.spectral(back, lambda v: _over_square(before(v), v))
         log_w = (dot(behind, behind) - dot(ahead, ahead)) / 2
-        parents, ess = resample(log_w, problem, self.resampling, rng)
+        parents, _, ess = resample(log_w, problem, self.resampling, 1.0, rng)
         z0, eps = z0[parents], eps[parents]
 
         x = operator.spectral(z0, lambda v: 1 - carried(v) * gain(v))

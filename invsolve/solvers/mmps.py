@@ -28,26 +28,20 @@ one over their number.  The grid `restoration` starts too low for that, but give
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ..linalg import expand_to, gmres, norm
 from ..operators.base import LinearOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import DIFFERENCE
-from ._path import ancestral_std, isotropic_std, transition
+from ._moments import match_moments
+from ._path import ancestral_std, transition
 from ._start import noisy_first_guess
 
 __all__ = ["MMPS"]
-
-Map = Callable[[Tensor], Tensor]
-MIN_RHO = 1e-5  # below, the preconditioner would be the difference of nearly equal numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,48 +70,7 @@ class MMPS(Solver[Tensor]):
 
     def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         alpha_t, sigma_t = prior.schedule(t)
-        gain = torch.where(alpha_t > 0, sigma_t.square() / alpha_t, 0)  # J = 0 where alpha_t = 0
-        with torch.enable_grad():
-            z_t = state.detach().requires_grad_(True)
-            z0 = prior.predict(z_t, t).clean
-        residual, forward, adjoint = _measurement(problem, prior, z0.detach())
-        variance = expand_to(problem.level.square(), residual)
-        rho = (problem.level / isotropic_std(prior, t, 1.0)).square().clamp_min(MIN_RHO)
-        nothing = problem.y.new_zeros(len(problem.y), *problem.operator.image_shape)
-
-        def covary(u: Tensor) -> Tensor:  # V u
-            (g,) = torch.autograd.grad(z0, z_t, u, retain_graph=True)
-            return gain * g
-
-        def precondition(v: Tensor) -> Tensor:  # rho (A A^T + rho)^-1 v
-            return v - problem.linear.forward(problem.linear.prox(nothing, v, rho))
-
-        def spread(v: Tensor) -> Tensor:  # (sigma_y^2 + A V A^T) v
-            return variance * v + forward(covary(adjoint(v)))
-
-        w = precondition(gmres(lambda v: spread(precondition(v)), residual, max_steps=self.krylov_steps))
-        clean = z0.detach() + covary(adjoint(w))
+        moments = match_moments(state, t, problem, prior, self.krylov_steps)
+        clean = moments.clean + moments.gain * moments.pull
         eps = (state - alpha_t * clean) / sigma_t
         return transition(prior, s, clean, eps, ancestral_std(prior, t, s, self.eta), rng)
-
-
-def _measurement(problem: Problem, prior: Prior, z0: Tensor) -> tuple[Tensor, Map, Map]:
-    """The misfit y - A D(z0), and products with the derivative of A D at z0 and with its transpose."""
-    operator = problem.linear
-    x0 = prior.decode(z0)
-    if x0 is z0:
-        return -problem.residual(x0), operator.forward, operator.adjoint
-    with torch.enable_grad():
-        z = z0.requires_grad_(True)
-        data = operator(prior.decode(z))
-    here = data.detach()
-
-    def forward(u: Tensor) -> Tensor:  # a difference quotient: decoders with attention have no forward derivative
-        step = expand_to(DIFFERENCE * u[0].numel() ** 0.5 / norm(u).clamp_min(torch.finfo(u.dtype).tiny), u)
-        return (operator(prior.decode(z0.detach() + step * u)) - here) / expand_to(step.flatten(), here)
-
-    def adjoint(v: Tensor) -> Tensor:
-        (g,) = torch.autograd.grad(data, z, v, retain_graph=True)
-        return g
-
-    return problem.y - here, forward, adjoint

@@ -167,7 +167,9 @@ def default_rows(suite: Suite, specs: Sequence[str] = (), **fields: Any) -> list
         ValueError: a solver cannot be read.
     """
     given = {name: value for name, value in fields.items() if value is not None}
-    rows = [Row(spec=suite.settings_of.get(spec, spec), calls=suite.calls) for spec in specs or SOLVERS]
+    if "calls" in given:
+        given.setdefault("steps", None)  # or the steps of the suite's settings would stay
+    rows = [suite.settings_of.get(spec, Row(spec=spec, calls=suite.calls)) for spec in specs or SOLVERS]
     rows = [replace(row, **given) for row in (suite.rows if suite.rows and not specs else rows)]
     for row in rows:
         build_solver(row.spec)  # a mistyped name must not wait for its turn
