@@ -130,6 +130,7 @@ def fit(
         image_shape=operator.image_shape,
         levels=_levels(latent_shape, settings.levels),
         stages=settings.stages,
+        first=settings.first,
         network=kind,
         width=settings.width or DEFAULT_WIDTH[kind],
         level_noise=settings.level_noise,
@@ -175,7 +176,7 @@ def fit(
         else:
             wanted = x - carry(x, y[:n].flatten(1), target[:n], settings, rng)
             learn_flow(network, x, c[:n], wanted, settings, rng)
-        parts = zip(x.split(CHUNK), c[:n].split(CHUNK), strict=True)
+        parts = zip(*(rows.split(CHUNK) for rows in (x, c[:n], flow.choice(k, x, numbers))), strict=True)
         moved = torch.cat([network(*part) for part in parts])
         if not moved.isfinite().all():
             raise ValueError("The fit diverged; lower --lr or --step-size, or take more --slices.")

@@ -83,7 +83,10 @@ def normal_numbers(rng: ImageRng, rows: int, device: str | torch.device) -> Draw
 
 
 def learn_score(flow: FittedFlow, k: int, target: Tensor, c: Tensor, settings: FitSettings, rng: ImageRng) -> None:
-    """Stage k by F of two particles and one target for each c, the particles being new at every step."""
+    """Stage k by F of two particles and one target for each c, the particles being new at every step.
+
+    Every particle has all answers of the network, weighted by their shares.
+    """
     network, draw = flow.network(k), normal_numbers(rng, 2 * settings.batch, target.device)
 
     def loss(row: Tensor) -> Tensor:
@@ -93,10 +96,13 @@ def learn_score(flow: FittedFlow, k: int, target: Tensor, c: Tensor, settings: F
             for j in range(k):
                 x = flow.advance(j, x, both, draw)
             x = flow.enter(k, x, draw)
-        first, second = (x - network(x, both)).flatten(1).chunk(2)
-        goal = target[row].flatten(1)
-        to_target = ((first - goal).norm(dim=1) + (second - goal).norm(dim=1)).mean() / 2
-        return to_target - (first - second).norm(dim=1).mean() / 2
+        moves, share = network.answers(x, both)
+        first, second = (x[:, None] - moves).flatten(2).chunk(2)  # (batch, K, d)
+        p, q = share.chunk(2)
+        goal = target[row].flatten(1)[:, None]
+        to_target = (p * (first - goal).norm(dim=2) + q * (second - goal).norm(dim=2)).sum(dim=1)
+        apart = (p[:, :, None] * torch.cdist(first, second) * q[:, None]).sum(dim=(1, 2))
+        return (to_target - apart).mean() / 2
 
     _train(network, loss, len(target), settings.score_steps, settings, rng)
 
@@ -105,7 +111,7 @@ def learn_flow(network: nn.Module, x: Tensor, c: Tensor, wanted: Tensor, setting
     """A stage by least squares against where the flow carried the cloud."""
 
     def loss(row: Tensor) -> Tensor:
-        error: Tensor = network(x[row], c[row]) - wanted[row]
+        error: Tensor = network(x[row], c[row], x.new_zeros(len(row))) - wanted[row]
         return error.square().mean()
 
     _train(network, loss, len(x), settings.train_steps, settings, rng)

@@ -22,6 +22,7 @@ from invsolve.rng import ImageRng, derive_seed
 from invsolve.sample import measure, sample_prior
 from invsolve.solvers import MMDFlow
 from invsolve.solvers._fitted import load_fitted
+from invsolve.solvers._networks import StageNetwork
 from invsolve.solvers._start import first_guess
 from invsolve.stages import carry, learn_score
 
@@ -236,10 +237,11 @@ def test_the_stages_are_applied_one_after_the_other(folder):
         make_times("uniform", 2, PRIOR.schedule),
         observers=[lambda step, steps, rows, estimate: kept.append(estimate.image())],
     )
-    noise = ImageRng([derive_seed(0, 0, 0)]).randn(SHAPE, dtype=torch.float32)
-    x, c = flow.mean + flow.spread * noise, first_guess(problem)
+    rng = ImageRng([derive_seed(0, 0, 0)])
+    x, c = flow.mean + flow.spread * rng.randn(SHAPE, dtype=torch.float32), first_guess(problem)
+    u = torch.special.ndtr(rng.randn((1,), dtype=torch.float32))[0]  # for the one stage that draws
     for network, seen in zip(flow.stages, kept, strict=True):
-        x = x - network(x, c)
+        x = x - network(x, c, u)
         torch.testing.assert_close(seen, x)
     many = solve(problem, PRIOR, MMDFlow(folder=str(folder)), make_times("uniform", 7, PRIOR.schedule)).samples
     assert torch.equal(many, result.samples)
@@ -295,7 +297,26 @@ def test_a_new_level_doubles_the_pixels(tmp_path):
     assert flow.enter(0, x, lambda shape: pytest.fail("no draw is needed")) is x
     c = torch.randn(2, *SHAPE)
     folded = torch.cat([x, F.pixel_unshuffle(c, 2)], dim=1)  # four pixels are four channels of one
-    torch.testing.assert_close(flow.stages[0](x, c), flow.stages[0].net(folded).reshape(2, 1, 4, 4))
+    moves, share = flow.stages[0].net(folded)
+    for u, k in ((0.0, 0), (1.0, -1)):
+        chosen = flow.stages[0](x, c, torch.full((2,), u))
+        torch.testing.assert_close(chosen, moves[:, k].reshape(2, 1, 4, 4))
+    torch.testing.assert_close(share.sum(dim=1), torch.ones(2))
+
+
+def test_the_choice_has_the_shares_as_probabilities():
+    """And the mean of the answers is what a network gives that does not draw."""
+    torch.manual_seed(3)
+    drawn, mean = (StageNetwork("experts", 8, (1, 2, 2), (1, 2, 2), drawn=value) for value in (True, False))
+    mean.load_state_dict(drawn.state_dict())
+    x, c = torch.randn(1, 1, 2, 2), torch.randn(1, 1, 2, 2)
+    moves, share = drawn.answers(x, c)
+    n = 20_000
+    u = (torch.arange(n) + 0.5) / n
+    chosen = drawn(x.expand(n, -1, -1, -1), c.expand(n, -1, -1, -1), u)
+    which = (chosen[:, None] - moves).abs().sum(dim=(2, 3, 4)).argmin(dim=1)
+    torch.testing.assert_close(torch.bincount(which, minlength=len(share[0])) / n, share[0], rtol=0, atol=1e-3)
+    torch.testing.assert_close(mean(x, c, u[:1])[0], chosen.mean(dim=0), rtol=0, atol=1e-3)
 
 
 def test_the_score_finds_a_gaussian_posterior(tmp_path):
@@ -327,12 +348,35 @@ def test_the_score_is_the_functional_of_two_particles(monkeypatch, tmp_path):
     learn_score(flow, 0, target, c, FitSettings(batch=1), ImageRng([4]))
     noise = ImageRng([4]).randn((2, *SHAPE), dtype=torch.float32)[0]
     x = flow.mean + flow.spread * noise
-    a, b = (x - flow.stages[0](x, c.repeat(2, 1, 1, 1))).flatten(1)
-    t = target.flatten()
-    expected = ((a - t).norm() + (b - t).norm()) / 2 - (a - b).norm() / 2
-    torch.testing.assert_close(losses[0], expected)
-    once = discrepancy(torch.stack([a, b]), t[None]) - (a - b).norm() / 4
-    torch.testing.assert_close(expected, once, rtol=1e-4, atol=1e-5)
+    moves, share = flow.stages[0].answers(x, c.repeat(2, 1, 1, 1))
+    points, t, expected = (x[:, None] - moves).flatten(2), target.flatten(), torch.zeros(())
+    for a, p in zip(points[0], share[0], strict=True):  # every pair of answers with its probability
+        for b, q in zip(points[1], share[1], strict=True):
+            once = discrepancy(torch.stack([a, b]), t[None]) - (a - b).norm() / 4
+            torch.testing.assert_close(once, ((a - t).norm() + (b - t).norm() - (a - b).norm()) / 2)
+            expected = expected + p * q * once
+    torch.testing.assert_close(losses[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_score_finds_two_modes(tmp_path):
+    """The sign of a number whose size is measured: both answers, each half of the time, and nothing in between."""
+    operator, noise, n = Matrix((1, 1, 2), matrix=torch.tensor([[0.0, 1.0]])), GaussianNoise(0.1), 4000
+
+    def draw():
+        generator = torch.Generator().manual_seed(0)
+        size = 1 + 0.3 * torch.rand(n, generator=generator)
+        z = torch.stack([size * torch.randn(n, generator=generator).sign(), size], dim=1).reshape(n, 1, 1, 2)
+        return z, measure(z, operator, noise, ImageRng(range(n)))
+
+    settings = FitSettings(stages=1, score_steps=600, batch=128, width=16, lr=1e-2)
+    fit(draw, operator, noise, tmp_path / "sign", settings, source="signs")
+    problem = Problem(operator, noise, torch.tensor([[1.15]]))
+    prior, _, _ = small_problem(0.0)
+    x = solve(problem, prior, MMDFlow(folder=str(tmp_path / "sign")), samples=1000, batch_size=1000).samples
+    x = x[0, :, 0, 0, 0]
+    assert abs(float((x > 0).float().mean()) - 0.5) < 0.1
+    assert float((x.abs() < 0.7).float().mean()) < 0.05
+    assert float((x.abs() - 1.15).abs().mean()) < 0.15
 
 
 REFUSED = {

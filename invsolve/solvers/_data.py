@@ -131,14 +131,19 @@ def approach_data(
         radius: misfit per image (B,) at which a row is done.
         steps: most steps.
     """
-    tiny, pace = torch.finfo(z.dtype).tiny, torch.ones_like(radius)
-    for _ in range(steps):
-        with torch.enable_grad():
-            leaf = z.detach().requires_grad_(True)
+
+    def look(z: Tensor, slope: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """A D(z) - y, its length and, if wanted, the gradient of that."""
+        with torch.set_grad_enabled(slope):
+            leaf = z.detach().requires_grad_(slope)
             r = problem.residual(decode(leaf))
             size = norm(r)
-            (g,) = torch.autograd.grad(size.sum(), leaf)
-        r, size = r.detach(), size.detach()
+            g = torch.autograd.grad(size.sum(), leaf)[0] if slope else leaf
+        return r.detach(), size.detach(), g
+
+    tiny, pace = torch.finfo(z.dtype).tiny, torch.ones_like(radius)
+    r, size, g = look(z, steps > 0)
+    for k in range(steps):
         if not (size > radius).any():
             break
         move = -expand_to(pace * (size - radius).clamp_min(0) / dot(g, g).clamp_min(tiny), z) * g
@@ -146,8 +151,10 @@ def approach_data(
         a, b, c = dot(d, d), dot(r, d), (size.square() - radius.square()).clamp_min(0)  # |r + k d|^2 = radius^2
         share = (-b - (b.square() - a * c).clamp_min(0).sqrt()) / a.clamp_min(tiny)
         moved = z + expand_to(share.clamp(0, 1), z) * move
-        lower = norm(problem.residual(decode(moved))) < size
-        z, pace = torch.where(expand_to(lower, z), moved, z), torch.where(lower, 1, pace / 4)
+        found = look(moved, k + 1 < steps)
+        lower, pace = found[1] < size, torch.where(found[1] < size, 1, pace / 4)
+        z = torch.where(expand_to(lower, z), moved, z)
+        r, size, g = (torch.where(expand_to(lower, new), new, old) for new, old in zip(found, (r, size, g), strict=True))
     return z
 
 

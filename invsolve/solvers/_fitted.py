@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,7 @@ class Card:
         image_shape: (C, H, W) of the pictures.
         levels: shapes of the latents from the coarsest level to the finest.
         stages: networks per level.
+        first: what the first stage of a level has learned from, "score" or "flow".
         network: "experts" or "unet".
         width: of the networks.
         level_noise: standard deviation of what is added where a level doubles the resolution.
@@ -56,6 +57,7 @@ class Card:
     image_shape: Shape
     levels: tuple[Shape, ...]
     stages: int
+    first: Literal["score", "flow"]
     network: NetworkKind
     width: int
     level_noise: float = 0.0
@@ -84,9 +86,11 @@ class FittedFlow(nn.Module):
         self.register_buffer("spread", torch.ones(()))
         self.register_buffer("probe", torch.zeros(data_shape))
         self.stages = nn.ModuleList(
-            StageNetwork(card.network, card.width, card.image_shape, shape)
+            StageNetwork(
+                card.network, card.width, card.image_shape, shape, drawn=place == 0 and card.first == "score"
+            )
             for shape in card.levels
-            for _ in range(card.stages)
+            for place in range(card.stages)
         )
 
     def network(self, k: int) -> StageNetwork:
@@ -109,8 +113,12 @@ class FittedFlow(nn.Module):
     def advance(self, k: int, x: Tensor, c: Tensor, draw: Draw) -> Tensor:
         """Stage k for x (B, *shape before it) and conditions c (B, *image_shape)."""
         x = self.enter(k, x, draw)
-        moved: Tensor = self.network(k)(x, c)
+        moved: Tensor = self.network(k)(x, c, self.choice(k, x, draw))
         return x - moved
+
+    def choice(self, k: int, x: Tensor, draw: Draw) -> Tensor:
+        """The numbers u (B,), uniform on [0, 1], that choose the answers of stage k; zeros where it has one only."""
+        return torch.special.ndtr(draw((1,))).flatten() if self.network(k).drawn else x.new_zeros(len(x))
 
     def check(self, problem: Problem, prior: Prior) -> None:
         """Refuse a problem that the flow was not fitted for.

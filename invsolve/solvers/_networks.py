@@ -1,4 +1,10 @@
-"""The small networks Phi(x, c) that a fitted flow is a chain of."""
+"""The small networks Phi(x, c) that a fitted flow is a chain of.
+
+A network of experts is a few linear maps with shares that depend on the input.  Where it learns from the score, it
+draws one of them, with its share as the probability: then several answers to one y cost nothing to keep apart, and the
+functional is a sum over all pairs of experts, whose gradient has no noise from the draw.  Where it learns from the
+flow, which wants one displacement, it takes their mean.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +21,26 @@ __all__ = ["NetworkKind", "StageNetwork"]
 NetworkKind = Literal["experts", "unet"]
 MAX_EXPERTS = 32
 MAX_WEIGHTS = 2**20  # of all linear maps of a network together
+START = 0.3  # standard deviation of the first constants of experts that are drawn, so that they can part
 FLOOR = 1e-3  # of the mean variance, added to all: where the input does not vary it is not blown up
 
 
 class Experts(nn.Module):
-    """A few linear maps, mixed by a small network that sees the same input; zero at first.
+    """A few linear maps with the shares that a small network gives them, which sees the same input; zero at first.
 
     The input is whitened, without which the directions in which pictures vary little are learned last.
 
     Arguments:
         size_in: entries of the input.
         size_out: entries of the output.
-        width: of the hidden layers of the network that mixes.
+        width: of the hidden layers of the network of the shares.
+        drawn: one of the maps is drawn instead of their mean; their constants are then not zero at first.
     """
 
     shift: Tensor
     whiten: Tensor
 
-    def __init__(self, size_in: int, size_out: int, width: int) -> None:
+    def __init__(self, size_in: int, size_out: int, width: int, drawn: bool) -> None:
         super().__init__()
         self.register_buffer("shift", torch.zeros(size_in))
         self.register_buffer("whiten", torch.eye(size_in))
@@ -42,7 +50,7 @@ class Experts(nn.Module):
         )
         self.experts = nn.Linear(size_in, self.count * size_out)
         nn.init.zeros_(self.experts.weight)
-        nn.init.zeros_(self.experts.bias)
+        nn.init.normal_(self.experts.bias, std=START if drawn else 0.0)
 
     def prepare(self, h: Tensor) -> None:
         """Take mean and covariance of the input from examples (n, *)."""
@@ -51,10 +59,10 @@ class Experts(nn.Module):
         self.shift.copy_(flat.mean(dim=0))
         self.whiten.copy_((vectors * (values + FLOOR * values.mean()).rsqrt()) @ vectors.T)
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """What every map says (B, count, size_out), and the shares (B, count)."""
         flat = (h.flatten(1) - self.shift) @ self.whiten
-        share: Tensor = self.gates(flat).softmax(dim=1)[:, None]  # (B, 1, count)
-        return (share @ self.experts(flat).reshape(len(flat), self.count, -1)).flatten(1)
+        return self.experts(flat).reshape(len(flat), self.count, -1), self.gates(flat).softmax(dim=1)
 
 
 class UNet(nn.Module):
@@ -87,9 +95,10 @@ class UNet(nn.Module):
         nn.init.zeros_(net.conv_out.bias)
         self.net = net
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """One answer (B, 1, *) with the whole share (B, 1)."""
         out: Tensor = self.net(h, 0).sample
-        return out
+        return out.flatten(1)[:, None], out.new_ones(len(out), 1)
 
 
 class StageNetwork(nn.Module):
@@ -103,17 +112,20 @@ class StageNetwork(nn.Module):
         width: of the network.
         image_shape: of the condition.
         shape: of x.
+        drawn: experts answer by one of them, which is drawn, instead of by their mean.
     """
 
-    def __init__(self, kind: NetworkKind, width: int, image_shape: Shape, shape: Shape) -> None:
+    def __init__(
+        self, kind: NetworkKind, width: int, image_shape: Shape, shape: Shape, *, drawn: bool = False
+    ) -> None:
         super().__init__()
         (channels, height, width_in), (_, rows, columns) = image_shape, shape
         divides = height % rows == 0 and width_in % columns == 0 and height // rows == width_in // columns
-        self.fold, self.shape = height // rows if divides else 0, shape
+        self.fold, self.shape, self.drawn = height // rows if divides else 0, shape, drawn and kind == "experts"
         channels_in = channels * (self.fold**2 if divides else 1) + shape[0]
         size = rows * columns
         self.net: Experts | UNet = (
-            Experts(channels_in * size, shape[0] * size, width)
+            Experts(channels_in * size, shape[0] * size, width, self.drawn)
             if kind == "experts"
             else UNet(channels_in, shape[0], (rows, columns), width)
         )
@@ -123,9 +135,18 @@ class StageNetwork(nn.Module):
         if isinstance(self.net, Experts):
             self.net.prepare(self._joined(x, c))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        out: Tensor = self.net(self._joined(x, c))
-        return out.reshape(-1, *self.shape)
+    def answers(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """All displacements (B, K, *shape) with their shares (B, K)."""
+        moves, share = self.net(self._joined(x, c))
+        return moves.unflatten(2, self.shape), share
+
+    def forward(self, x: Tensor, c: Tensor, u: Tensor) -> Tensor:
+        """The displacement (B, *shape): the mean answer, or the one that the numbers u (B,) from [0, 1] choose."""
+        moves, share = self.answers(x, c)
+        if self.drawn:
+            chosen = (share.cumsum(dim=1) < u[:, None]).sum(dim=1).clamp(max=share.shape[1] - 1)
+            return moves[torch.arange(len(moves), device=chosen.device), chosen]
+        return (share[:, None] @ moves.flatten(2)).reshape(-1, *self.shape)
 
     def _joined(self, x: Tensor, c: Tensor) -> Tensor:
         c = F.pixel_unshuffle(c, self.fold) if self.fold else F.adaptive_avg_pool2d(c, self.shape[1:])
