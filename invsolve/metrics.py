@@ -1,4 +1,4 @@
-"""Distances between a restored picture and the truth, per picture: (B, C, H, W) in [-1, 1] -> (B,)."""
+"""Distances between restored pictures (B, C, H, W) in [-1, 1] and the truth, and of samples from it, per picture (B,)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["lpips", "lpips_network", "psnr", "ssim"]
+__all__ = ["coverage", "lpips", "lpips_network", "psnr", "ssim"]
 
 LPIPS_TRUNK = "INVSOLVE_LPIPS_TRUNK"  # environment variable: AlexNet's five convolutions as a safetensors file
 
@@ -36,6 +36,29 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor:
         for a, b in zip(x.clamp(-1, 1).double().cpu(), truth.double().cpu(), strict=True)
     ]
     return torch.tensor(values)
+
+
+def coverage(samples: Tensor, truth: Tensor, level: float = 0.9) -> Tensor:
+    """Share of the pixels whose truth is where one more sample would be with probability `level`.
+
+    The interval is mean +- q std sqrt(1 + 1/S), q being Student's quantile for S - 1 degrees of freedom: right for
+    any S if every pixel is normal given y, and about right else.
+
+    Arguments:
+        samples: S >= 2 of them (B, S, C, H, W).
+        truth: (B, C, H, W).
+        level: of the interval.
+
+    Raises:
+        ValueError: one sample has no spread.
+    """
+    from scipy.stats import t
+
+    n = samples.shape[1]
+    if n < 2:
+        raise ValueError(f"The coverage needs at least 2 samples, got {n}.")
+    reach = float(t.ppf((1 + level) / 2, n - 1)) * (1 + 1 / n) ** 0.5 * samples.std(dim=1)
+    return ((truth - samples.mean(dim=1)).abs() <= reach).flatten(1).double().mean(dim=1)
 
 
 def lpips(x: Tensor, truth: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ from invsolve import (
     solve,
 )
 from invsolve.images import load_image, save_png
-from invsolve.metrics import lpips, psnr, ssim
+from invsolve.metrics import coverage, lpips, psnr, ssim
 from invsolve.operators import CircularBlur, Inpaint
 from invsolve.priors import Metered
 from invsolve.result import json_number, spread_picture
@@ -478,6 +478,12 @@ def measure(x: Tensor, truth: Tensor, problem: Problem) -> dict[str, list[float 
     return {key: [json_number(float(v)) for v in value] for key, value in values.items()}
 
 
+def measure_spread(samples: Tensor, truth: Tensor) -> dict[str, list[float | None]]:
+    """Root mean square of the standard deviation over samples (B, S, C, H, W), and 90 % pixel coverage, per picture."""
+    values = {"spread": samples.var(dim=1).flatten(1).mean(dim=1).sqrt(), "coverage": coverage(samples, truth)}
+    return {key: [json_number(float(v)) for v in value] for key, value in values.items()}
+
+
 def run_task(task: Task, recipe: Recipe, prior: Prior, truth: Tensor, identity: Row, out: Path) -> None:
     """Run the methods of a task whose rows are not there yet."""
     problem = make_problem(task, truth, recipe.seed)
@@ -506,6 +512,8 @@ def run_task(task: Task, recipe: Recipe, prior: Prior, truth: Tensor, identity: 
         for of, (x, count) in estimates.items():
             share = outcome.seconds / outcome.samples.shape[1] * count
             row = base | {"of": of} | measure(x, truth, problem)
+            if of == "mean":
+                row |= measure_spread(outcome.samples, truth)
             row |= {"calls": outcome.calls * count, "gradients": outcome.gradients * count, "seconds": share / n}
             row["picture"] = f"{task.name}/{slug(label)}-{of}.png"
             save_strip(x, out / row["picture"])
@@ -607,7 +615,7 @@ def title_of(row: Row) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    """PSNR, SSIM, LPIPS, chi^2, calls, seconds, seconds per call."""
+    """PSNR, SSIM, LPIPS, chi^2, spread of the samples, 90 % coverage, calls, seconds, seconds per call."""
     chi2 = average(row["chi2"])
     per_call = f"{row['seconds'] / row['calls']:.3f}" if row["calls"] else "-"
     return [
@@ -615,6 +623,7 @@ def cells(row: Row) -> list[str]:
         f"{average(row['ssim']):.3f}",
         f"{average(row['lpips']):.3f}",
         "-" if chi2 != chi2 else f"{chi2:.2f}",
+        *(f"{average(row[key]):.3f}" if key in row else "-" for key in ("spread", "coverage")),
         f"{row['calls']:.0f}" if row["calls"] else "-",
         f"{row['seconds']:.1f}",
         per_call,
@@ -623,7 +632,7 @@ def cells(row: Row) -> list[str]:
 
 def table(recipe: Recipe, rows: list[Row]) -> str:
     """The rows of each task, then ours against deepinv."""
-    head = ["PSNR", "SSIM", "LPIPS", "chi2", "network calls", "seconds", "s per call"]
+    head = ["PSNR", "SSIM", "LPIPS", "chi2", "spread", "within 90 %", "network calls", "seconds", "s per call"]
     lines = []
     for task in recipe.tasks:
         lines += [f"### {task.title}", "", "| | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from invsolve import GaussianNoise, Problem, build_operator, build_solver, load_prior, make_times, solve
 from invsolve.fit import FitSettings, fit
+from invsolve.metrics import coverage
 from invsolve.rng import ImageRng, derive_seed
 from invsolve.sample import measure, sample_pictures
 from invsolve.solvers import MMDFlow
@@ -96,7 +97,7 @@ def crops(out: Path, first: str, pairs: int, problems: int) -> None:
         seconds = (time.process_time() - start) / (16 * problems)
         mean, std = x.mean(dim=1), x.std(dim=1)
         error = truth - mean
-        inside = float((error.abs() <= 1.645 * std * (1 + 1 / 16) ** 0.5).double().mean())
+        inside = float(coverage(x, truth).mean())
         rmse, spread = (float(part.square().mean().sqrt()) for part in (error, std))
         print(f"{solver:30} {rmse:12.4f} {spread:8.4f} {inside:13.3f} {seconds:14.4f}")
 

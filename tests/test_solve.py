@@ -9,7 +9,7 @@ import invsolve
 from invsolve import GaussianNoise, ImageRng, NoNoise, PoissonNoise, Problem, Result, Status, build_operator, simulate
 from invsolve.api import estimate_sigma
 from invsolve.linalg import cg, grad
-from invsolve.metrics import psnr, ssim
+from invsolve.metrics import coverage, psnr, ssim
 from invsolve.rng import derive_seed, image_seeds
 from invsolve.solvers import DDNM
 
@@ -156,6 +156,19 @@ def test_cg_rows_do_not_depend_on_the_batch():
     alone = cg(lambda v: torch.einsum("bij,bj->bi", matrices[1:2], v), b[1:2], tolerance=1e-12)
     torch.testing.assert_close(x[1:2], alone, rtol=1e-12, atol=1e-12)
     assert (cg(lambda v: v, torch.zeros(1, 4)) == 0).all()
+
+
+def test_coverage_is_the_level_for_normal_samples():
+    """Whatever their number; half of it, where the samples spread half as far as the truth does from their mean."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(1, 3, 80, 80, generator=generator)
+    for n in (2, 4, 20):
+        samples = torch.randn(1, n, 3, 80, 80, generator=generator)
+        assert float(coverage(samples, truth)) == pytest.approx(0.9, abs=0.01)
+        assert float(coverage(samples, truth, 0.5)) == pytest.approx(0.5, abs=0.02)
+    assert float(coverage(0.5 * samples, truth)) == pytest.approx(0.6, abs=0.03)  # 1.77 / 2 standard deviations
+    with pytest.raises(ValueError, match="at least 2 samples, got 1"):
+        coverage(truth[:, None], truth)
 
 
 def test_metrics():
