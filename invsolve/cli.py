@@ -17,6 +17,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from . import __version__
+from .allocator import keep_memory
 from .choices import DTYPES, NOISES, is_expected, one_line, sentence
 from .cli_calibrate import calibrate_prior
 from .cli_degrade import degrade_files
@@ -453,4 +454,5 @@ def _options(
 
 def main() -> None:
     """Entry point of the `invsolve` script."""
+    keep_memory()
     app()

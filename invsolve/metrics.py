@@ -1,4 +1,4 @@
-"""Distances between restored pictures (B, C, H, W) in [-1, 1] and the truth, and of samples from it, per picture (B,)."""
+"""Distances of restored pictures (B, C, H, W) in [-1, 1], and of samples, from the truth, per picture (B,)."""
 
 from __future__ import annotations
 

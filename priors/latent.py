@@ -36,7 +36,7 @@ class LatentPrior(Prior):
         self.channels, self.latent_channels = int(config.in_channels), int(config.latent_channels)
         self.factor = 2 ** (len(config.block_out_channels) - 1)
         self.scale, self.shift = float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0)
-        autoencoder.requires_grad_(False).eval()
+        autoencoder.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def sized(self, image_shape: Shape) -> Prior:
         prior = LatentPrior(self.autoencoder, self.prior, image_shape)

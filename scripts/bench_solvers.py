@@ -40,6 +40,7 @@ from invsolve import (
     simulate,
     solve,
 )
+from invsolve.allocator import keep_memory
 from invsolve.operators import OPERATORS
 from invsolve.priors import LatentPrior, PixelPrior
 from invsolve.problem import GaussianNoise
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the network")
     parser.add_argument("--checkpointing", action="store_true")
     args = parser.parse_args()
+    keep_memory()
     device = torch.device(args.device)
     prior = load_prior(args.prior, getattr(torch, args.dtype)).to(device)
     if args.checkpointing:

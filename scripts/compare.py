@@ -58,6 +58,7 @@ from invsolve import (
     simulate,
     solve,
 )
+from invsolve.allocator import keep_memory
 from invsolve.images import load_image, save_png
 from invsolve.metrics import coverage, lpips, psnr, ssim
 from invsolve.operators import CircularBlur, Inpaint
@@ -749,6 +750,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--timing", type=int, metavar="N", help="only time the network methods, N rounds")
     args = parser.parse_args()
+    keep_memory()
     recipe = override(Recipe.model_validate(yaml.safe_load(args.recipe.read_text())), args)
     truth = pictures(args.pictures, args.size)[: args.images].to(args.device)
     prior = load_prior(recipe.prior).to(args.device)

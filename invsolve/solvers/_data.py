@@ -154,7 +154,9 @@ def approach_data(
         found = look(moved, k + 1 < steps)
         lower, pace = found[1] < size, torch.where(found[1] < size, 1, pace / 4)
         z = torch.where(expand_to(lower, z), moved, z)
-        r, size, g = (torch.where(expand_to(lower, new), new, old) for new, old in zip(found, (r, size, g), strict=True))
+        r, size, g = (
+            torch.where(expand_to(lower, new), new, old) for new, old in zip(found, (r, size, g), strict=True)
+        )
     return z
 
 

@@ -115,9 +115,7 @@ class StageNetwork(nn.Module):
         drawn: experts answer by one of them, which is drawn, instead of by their mean.
     """
 
-    def __init__(
-        self, kind: NetworkKind, width: int, image_shape: Shape, shape: Shape, *, drawn: bool = False
-    ) -> None:
+    def __init__(self, kind: NetworkKind, width: int, image_shape: Shape, shape: Shape, *, drawn: bool = False) -> None:
         super().__init__()
         (channels, height, width_in), (_, rows, columns) = image_shape, shape
         divides = height % rows == 0 and width_in % columns == 0 and height // rows == width_in // columns

@@ -22,7 +22,7 @@ is the z0 for which the weight was taken, without delta.
 | | paper | here |
 |---|---|---|
 | twist | p(y | z0) | N(y; A D(z0), r^2 A A^T + sigma_y^2), r^2 = Var[z_0 | z_t] were z_0 ~ N(m, data_std^2 I) |
-| the same with krylov_steps | | N(y; A z0, A V A^T + sigma_y^2) without its determinant, V the covariance of z_0 given z_t of `mmps` |
+| the same, krylov_steps | | N(y; A z0, A V A^T + sigma_y^2) without its determinant; V as in `mmps` |
 | twist where A is not linear | p(y | z0) | p(y | D(z0)) to the power sigma_y^2 / (r^2 + sigma_y^2) |
 | step | ancestral | DDIM's with eta = 1, which is the ancestral one |
 | resampling | systematic, every step or when needed | systematic, every step; `resample_below` |

@@ -233,8 +233,8 @@ def random_operator(m: int, d: int, generator: torch.Generator) -> tuple[Tensor,
 def wide_grid(n: int, scale: float = 1.0, end: float = 0.05) -> Tensor:
     """Ratios of n steps from 157 (the end of MCG-diff's path) to `end`, in units of `scale`, on EDM's grid, then 0.
 
-    With the default end and the exact posterior score in place of a sampler, 20 ancestral steps on it are within 1.6 times of what exact
-    samples give on gmm25-8 with one measured number, and 100 steps cannot be told from them.
+    With the default end and the exact posterior score in place of a sampler, 20 ancestral steps on it are within 1.6
+    times of what exact samples give on gmm25-8 with one measured number, and 100 steps cannot be told from them.
 
     Arguments:
         n: number of steps.
