@@ -5,7 +5,8 @@
     for levels from coarse to fine (latents averaged):
         x_j = x_j with pixels doubled + noise, but at the coarsest level
         for every stage:
-            score:  Phi learns  min E |x' - X| - |x' - x''| / 2,   x', x'' = x - Phi(x, c) for two draws x of one c
+            score:  Phi learns  min E |x' - X| - |x' - x''| / 2,   x', x'' = x - Phi(x, c) for two draws x of one c,
+                    and of the expert of Phi: all pairs of experts count, with their shares
             flow:   x' = x after `flow_steps` steps of the flow of the cloud (x_j, Y_j) towards the pairs
                     Phi, warm from the last flow stage, learns x - x' from (x, c) by least squares
             x_j = x_j - Phi(x_j, c_j)                     (moved by the network, so that later stages see its errors)
@@ -24,7 +25,7 @@ alone (`first` = "flow"); by default the first stage of a level is one of the sc
 | flow steps per stage | growing | 2^4 to 2^13, to 30000 | 50 |
 | stages | – | 30 to 147 | 2 per level |
 | training | – | Adam, 5000 x 100, 5e-4 | AdamW, 1000 x 256, falling linearly from 3e-3; score 4000 |
-| network | U-Net | 32 to 128 channels | U-Net of 32 to 128 channels; mixed linear maps up to 256 latent entries |
+| network | U-Net | 32 to 128 channels | U-Net of 32 to 128 channels; up to 256 latent entries, linear experts |
 | slices | – | 500 or d | 128, half of them patches for pictures with a side of 16 or more |
 | level change | – | 0.07 noise on [0, 1] | 0.14 on [-1, 1] |
 

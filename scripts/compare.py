@@ -643,7 +643,8 @@ def table(recipe: Recipe, rows: list[Row]) -> str:
                 name = f"**{title_of(row)}**" if row["kind"] == "ours" else title_of(row)
                 lines.append(f"| {name} | " + " | ".join(values) + " |")
         lines.append("")
-    return "\n".join([*lines, verdict(recipe, rows)])
+    rivals = any(row["kind"] == "deepinv" for row in rows)
+    return "\n".join([*lines, verdict(recipe, rows)] if rivals else lines)
 
 
 def verdict(recipe: Recipe, rows: list[Row]) -> str:

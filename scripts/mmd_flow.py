@@ -44,8 +44,12 @@ def digits(out: Path, first: str, pairs: int, problems: int) -> None:
         return x, measure(x, problem.operator, problem.noise, ImageRng(range(len(x))))
 
     if not out.exists():
-        few = {"particles": 10_000, "slices": 64, "flow_steps": 40, "train_steps": 400, "lr": 1e-3}
-        settings = FitSettings(first=first, stages=2 if first == "score" else 4, **few)
+        if first == "score":
+            settings = FitSettings(stages=1, width=256, score_steps=80_000, batch=128, lr=1.5e-3)
+        else:
+            settings = FitSettings(
+                first=first, stages=4, particles=10_000, slices=64, flow_steps=40, train_steps=400, lr=1e-3
+            )
         fit(draw, problem.operator, problem.noise, out, settings, source=f"{pairs} digits of the mixture", report=print)
     steps, rows = len(load_fitted(out).stages), defaultdict(list)
     for case in (suite.case("bottom-half", k) for k in range(problems)):
@@ -111,7 +115,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int)
     parser.add_argument("--problems", type=int, default=20)
     args = parser.parse_args()
-    run, pairs = (digits, 200_000) if args.what == "digits" else (crops, 2000)
+    run, pairs = (digits, 500_000) if args.what == "digits" else (crops, 2000)
     start = time.process_time()
     run(args.out, args.first, args.pairs or pairs, args.problems)
     print(f"{time.process_time() - start:.0f} s of processor time")
