@@ -27,7 +27,7 @@ FLOOR = 1e-3  # of the mean variance, added to all: where the input does not var
 
 
 class Shares(nn.Module):
-    """The shares (B, count) of several experts: softmax of a network minus half the square of a linear map of the input.
+    """The shares (B, count) of experts: softmax of a network minus half the squares of a linear map.
 
     The squares are what tells apart two Gaussians that differ in their covariance.
 

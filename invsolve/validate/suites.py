@@ -211,7 +211,7 @@ def digits(setting: str, index: int) -> Case:
     )
 
 
-SGFM_ROW = Row(spec="sgfm(ode_steps=12)", steps=60)  # 10,946 calls: a chain wants to forget where it started
+SGFM_ROW = Row(spec="sgfm(ode_steps=16, global_moves=8)", steps=100)  # 44,234 calls: less tips the weights of the modes
 
 
 def _settings(step_size: float, **rows: Row) -> dict[str, Row]:
