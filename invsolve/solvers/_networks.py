@@ -21,33 +21,8 @@ __all__ = ["NetworkKind", "StageNetwork"]
 NetworkKind = Literal["experts", "unet"]
 MAX_EXPERTS = 32
 MAX_WEIGHTS = 2**20  # of all linear maps of a network together
-RANK = 16  # of the quadratic form in an expert's share
 START = 0.3  # standard deviation of the first constants of experts that are drawn, so that they can part
 FLOOR = 1e-3  # of the mean variance, added to all: where the input does not vary it is not blown up
-
-
-class Shares(nn.Module):
-    """The shares (B, count) of experts: softmax of a network minus half the squares of a linear map.
-
-    The squares are what tells apart two Gaussians that differ in their covariance.
-
-    Arguments:
-        size_in: entries of the input (B, size_in).
-        count: number of experts.
-        width: of the hidden layers.
-    """
-
-    def __init__(self, size_in: int, count: int, width: int) -> None:
-        super().__init__()
-        self.logits = nn.Sequential(
-            nn.Linear(size_in, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, count)
-        )
-        self.roots = nn.Linear(size_in, count * RANK)
-
-    def forward(self, h: Tensor) -> Tensor:
-        squares = self.roots(h).unflatten(1, (-1, RANK)).square().sum(dim=2)
-        shares: Tensor = (self.logits(h) - squares / 2).softmax(dim=1)
-        return shares
 
 
 class Experts(nn.Module):
@@ -70,7 +45,9 @@ class Experts(nn.Module):
         self.register_buffer("shift", torch.zeros(size_in))
         self.register_buffer("whiten", torch.eye(size_in))
         self.count = min(max(MAX_WEIGHTS // (size_in * size_out), 1), MAX_EXPERTS)
-        self.shares = Shares(size_in, self.count, width)
+        self.gates = nn.Sequential(
+            nn.Linear(size_in, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, self.count)
+        )
         self.experts = nn.Linear(size_in, self.count * size_out)
         nn.init.zeros_(self.experts.weight)
         nn.init.normal_(self.experts.bias, std=START if drawn else 0.0)
@@ -85,7 +62,7 @@ class Experts(nn.Module):
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """What every map says (B, count, size_out), and the shares (B, count)."""
         flat = (h.flatten(1) - self.shift) @ self.whiten
-        return self.experts(flat).unflatten(1, (self.count, -1)), self.shares(flat)
+        return self.experts(flat).reshape(len(flat), self.count, -1), self.gates(flat).softmax(dim=1)
 
 
 class UNet(nn.Module):
