@@ -216,7 +216,7 @@ SGFM_ROW = Row(spec="sgfm(ode_steps=16, global_moves=8)", steps=100)  # 44,234 c
 
 def _settings(step_size: float, **rows: Row) -> dict[str, Row]:
     """DPS's default step is for the norm of thousands of residuals; this one was the best of six at 100 calls."""
-    return {"dps": Row(spec=f"dps(step_size={step_size})"), "sgfm": SGFM_ROW, **rows}
+    return {"dps": Row(spec=f"dps(step_size={step_size})"), "sgfm": SGFM_ROW} | rows
 
 
 def _gmm25_suite(d: int, problems: int, step_size: float) -> Suite:
@@ -244,7 +244,11 @@ SUITES: dict[str, Suite] = {
             samples=2000,
             reference=2000,
             columns=("mean_error", "cov_error", "bures", "kl", "sw1", "sw2", "coverage", "chi2"),
-            settings_of=_settings(1.5, tds=Row(spec="tds(krylov_steps=4, resample_below=0.5)", steps=1000)),
+            settings_of=_settings(
+                1.5,
+                sgfm=Row(spec="sgfm(ode_steps=12)", steps=60),  # one mode
+                tds=Row(spec="tds(krylov_steps=4, resample_below=0.5)", steps=1000),
+            ),
         ),
         _gmm25_suite(8, problems=50, step_size=0.3),
         _gmm25_suite(80, problems=50, step_size=1.0),
