@@ -61,7 +61,7 @@ def toy(row="downsample", sigma=0.1, n=1, seed=0, **fields):
 
 
 def two_steps(name, problem, prior=PRIOR, samples=1, n=2, **options):
-    solver = SOLVERS[name]()
+    solver = build_solver(name)
     return solve(problem, prior, solver, make_times(solver.times, n, prior.schedule), samples=samples, **options)
 
 
@@ -149,8 +149,8 @@ def test_gradients_are_counted():
     assert two_steps("dps", toy(), n=6).stats["network_vjp"] == 6
     assert two_steps("diffpir", toy(), n=6).stats["network_vjp"] == 0
     prior = ToyLatentPrior(torch.zeros(1, 4, 4, 4), torch.tensor(1.0), torch.randn(3, 4))
-    stats = two_steps("flowdps", toy(), prior, n=6).stats
-    assert stats["decode_vjp"] == 6 * SOLVERS["flowdps"]().inner_steps
+    stats = two_steps("flowdps(step_size=0.1,inner_steps=3)", toy(), prior, n=6).stats
+    assert stats["decode_vjp"] == 18
     assert stats["network_vjp"] == 0
 
 
