@@ -476,12 +476,17 @@ def measure(x: Tensor, truth: Tensor, problem: Problem) -> dict[str, list[float 
         "lpips": lpips(x, truth),
         "chi2": problem.chi2(x.to(problem.y)),
     }
-    return {key: [json_number(float(v)) for v in value] for key, value in values.items()}
+    return per_picture(values)
 
 
 def measure_spread(samples: Tensor, truth: Tensor) -> dict[str, list[float | None]]:
     """Root mean square of the standard deviation over samples (B, S, C, H, W), and 90 % pixel coverage, per picture."""
-    values = {"spread": samples.var(dim=1).flatten(1).mean(dim=1).sqrt(), "coverage": coverage(samples, truth)}
+    spread = samples.var(dim=1).flatten(1).mean(dim=1).sqrt()
+    return per_picture({"spread": spread, "coverage": coverage(samples, truth)})
+
+
+def per_picture(values: dict[str, Tensor]) -> dict[str, list[float | None]]:
+    """Numbers of (B,) tensors as JSON can hold them."""
     return {key: [json_number(float(v)) for v in value] for key, value in values.items()}
 
 

@@ -1075,7 +1075,8 @@ def test_jpeg_refuses_the_tables_of_cmyk(tmp_path: Path) -> None:
 
 def test_jpeg_takes_cut_blocks_that_stay_at_the_end() -> None:
     for orientation, height, width in [(1, 25, 41), (5, 25, 41), (6, 32, 41), (8, 25, 48)]:
-        build_operator("jpeg", SHAPE, tables_from=turned_file(orientation, height, width))
+        operator = build_operator("jpeg", SHAPE, tables_from=turned_file(orientation, height, width))
+        assert operator.data_shape == SHAPE
 
 
 def test_jpeg_without_table_0_gives_the_sentence() -> None:
