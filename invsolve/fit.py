@@ -53,7 +53,7 @@ from .problem import Noise, Problem
 from .rng import ImageRng, derive_seed
 from .solvers._fitted import Card, FittedFlow, condition, new_flow, operator_text
 from .solvers._networks import NetworkKind
-from .stages import FitSettings, carry, learn_flow, learn_score, normal_numbers
+from .stages import FitSettings, carry, learn_flow, learn_score, normal_numbers, prepare_score
 
 __all__ = ["FitSettings", "StageReport", "fit", "state_folder"]
 
@@ -167,14 +167,15 @@ def fit(
         x = flow.enter(k, x, numbers) if k else flow.begin(numbers)
         target = _averaged(z, card.levels[level])
         network, scored = flow.network(k), place == 0 and settings.first == "score"
-        if place <= (settings.first == "score"):  # the first one of its kind in a level
-            network.prepare(x, c[:n])
-        else:
-            network.load_state_dict(flow.network(k - 1).state_dict())  # warm start within a level
         if scored:
             wanted = None
+            prepare_score(flow, k, target, c, rng)
             learn_score(flow, k, target, c, settings, rng)
         else:
+            if place == (settings.first == "score"):  # the first one of its kind in a level
+                network.prepare(x, c[:n], target[:n], rng)
+            else:
+                network.load_state_dict(flow.network(k - 1).state_dict())  # warm start within a level
             wanted = x - carry(x, y[:n].flatten(1), target[:n], settings, rng)
             learn_flow(network, x, c[:n], wanted, settings, rng)
         parts = zip(*(rows.split(CHUNK) for rows in (x, c[:n], flow.choice(k, x, numbers))), strict=True)

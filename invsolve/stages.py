@@ -14,11 +14,13 @@ from .mmd import Cloud, advance, frames, natural_step, patches
 from .rng import ImageRng
 from .solvers._fitted import Draw, FittedFlow
 
-__all__ = ["FitSettings", "carry", "learn_flow", "learn_score", "normal_numbers"]
+__all__ = ["FitSettings", "carry", "learn_flow", "learn_score", "normal_numbers", "prepare_score"]
 
 PATCHED = 16  # side of a picture from which some slices see patches only
 PATCH = 5  # blocks per side of a patch
 WARM_UP = 50  # steps
+PREPARED = 100_000  # pairs that a network of the score is prepared with
+CHUNK = 4096  # rows that go through the flow at once before it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,20 +84,33 @@ def normal_numbers(rng: ImageRng, rows: int, device: str | torch.device) -> Draw
     return lambda shape: rng.randn((rows, *shape), dtype=torch.float32, device=device)[0]
 
 
+def prepare_score(flow: FittedFlow, k: int, target: Tensor, c: Tensor, rng: ImageRng) -> None:
+    """Prepare the new network of a stage of the score with particles that have come through the stages before it."""
+    target, c = target[:PREPARED], c[:PREPARED]
+    x = torch.cat([_arrived(flow, k, part, rng) for part in c.split(CHUNK)])
+    flow.network(k).prepare(x, c, target, rng)
+
+
+@torch.no_grad()
+def _arrived(flow: FittedFlow, k: int, c: Tensor, rng: ImageRng) -> Tensor:
+    """New particles for conditions c (n, *image_shape), as stage k sees them."""
+    draw = normal_numbers(rng, len(c), c.device)
+    x = flow.begin(draw)
+    for j in range(k):
+        x = flow.advance(j, x, c, draw)
+    return flow.enter(k, x, draw)
+
+
 def learn_score(flow: FittedFlow, k: int, target: Tensor, c: Tensor, settings: FitSettings, rng: ImageRng) -> None:
     """Stage k by F of two particles and one target for each c, the particles being new at every step.
 
     Every particle has all answers of the network, weighted by their shares.
     """
-    network, draw = flow.network(k), normal_numbers(rng, 2 * settings.batch, target.device)
+    network = flow.network(k)
 
     def loss(row: Tensor) -> Tensor:
         both = c[row].repeat(2, 1, 1, 1)
-        with torch.no_grad():
-            x = flow.begin(draw)
-            for j in range(k):
-                x = flow.advance(j, x, both, draw)
-            x = flow.enter(k, x, draw)
+        x = _arrived(flow, k, both, rng)
         moves, share = network.answers(x, both)
         first, second = (x[:, None] - moves).flatten(2).chunk(2)  # (batch, K, d)
         p, q = share.chunk(2)

@@ -248,19 +248,23 @@ def test_flowchef_equals_a_second_writing(row):
 
 
 @pytest.mark.parametrize("row", ["inpaint-random", "downsample", "blur"])
-@pytest.mark.parametrize("back", ["pinv", "adjoint"])
+@pytest.mark.parametrize("back", ["prox", "pinv", "adjoint"])
 def test_psld_equals_a_second_writing(row, back):
     problem, prior = double(toy(row, sigma=0.1)), GaussianPrior(PowerLaw())
     a, y, gains = dense(problem, prior)
-    pull = np.linalg.pinv(a, rcond=1e-9) if back == "pinv" else a.T
     times = make_times("flowdps", 6, prior.schedule)
-    solver = PSLD(step_size=0.7, gluing=0.3, back=back)
+    solver = PSLD(step_size=0.7, gluing=0.3, back=back, data_std=0.5)
     got = run(solver, problem, prior, times, draws(1))
     z = draws(1).numpy().ravel()
     for k, (t, s) in enumerate(pairwise(times.tolist())):
         g, h = gains(t)
         z0 = g @ z
         r = a @ z0 - y
+        if back == "prox":
+            std = 0.5 * t / math.hypot(0.5 * (1 - t), t)
+            pull = a.T @ np.linalg.inv(a @ a.T + (0.1 / std) ** 2 * np.eye(len(y)))
+        else:
+            pull = np.linalg.pinv(a, rcond=1e-9) if back == "pinv" else a.T
         glued = pull @ r  # z0 - (A^+ y + z0 - A^+ A z0) for pixels
         gradient = g.T @ (a.T @ r / np.linalg.norm(r) + 0.3 * a.T @ pull.T @ glued / np.linalg.norm(glued))
         z = (1 - s) * z0 + s * h @ z - 0.7 * gradient

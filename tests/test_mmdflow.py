@@ -296,7 +296,7 @@ def test_a_new_level_doubles_the_pixels(tmp_path):
     torch.testing.assert_close(flow.enter(1, x, lambda shape: fresh.reshape(2, *shape)), expected)
     assert flow.enter(0, x, lambda shape: pytest.fail("no draw is needed")) is x
     c = torch.randn(2, *SHAPE)
-    folded = torch.cat([x, F.pixel_unshuffle(c, 2)], dim=1)  # four pixels are four channels of one
+    folded = torch.cat([x, F.pixel_unshuffle(c, 2)], dim=1).flatten(1)  # four pixels are four channels of one
     moves, share = flow.stages[0].net(folded)
     rows, largest = torch.arange(2), share.argmax(dim=1)
     chosen = flow.stages[0](x, c, (share.cumsum(dim=1) - share / 2)[rows, largest])
@@ -307,16 +307,18 @@ def test_a_new_level_doubles_the_pixels(tmp_path):
 def test_the_choice_has_the_shares_as_probabilities():
     """And the mean of the answers is what a network gives that does not draw."""
     torch.manual_seed(3)
-    drawn, mean = (StageNetwork("experts", 8, (1, 2, 2), (1, 2, 2), drawn=value) for value in (True, False))
-    mean.load_state_dict(drawn.state_dict())
+    network = StageNetwork("experts", 8, (1, 2, 2), (1, 2, 2), drawn=True)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
     x, c = torch.randn(1, 1, 2, 2), torch.randn(1, 1, 2, 2)
-    moves, share = drawn.answers(x, c)
+    moves, share = network.answers(x, c)
     n = 20_000
     u = (torch.arange(n) + 0.5) / n
-    chosen = drawn(x.expand(n, -1, -1, -1), c.expand(n, -1, -1, -1), u)
+    chosen = network(x.expand(n, -1, -1, -1), c.expand(n, -1, -1, -1), u)
     which = (chosen[:, None] - moves).abs().sum(dim=(2, 3, 4)).argmin(dim=1)
     torch.testing.assert_close(torch.bincount(which, minlength=len(share[0])) / n, share[0], rtol=0, atol=1e-3)
-    torch.testing.assert_close(mean(x, c, u[:1])[0], chosen.mean(dim=0), rtol=0, atol=1e-3)
+    network.drawn = False
+    torch.testing.assert_close(network(x, c, u[:1])[0], chosen.mean(dim=0), rtol=0, atol=1e-3)
 
 
 def test_the_score_finds_a_gaussian_posterior(tmp_path):
@@ -338,6 +340,37 @@ def test_the_score_finds_a_gaussian_posterior(tmp_path):
         mean, covariance = exact.means[0].flatten(), exact.covariances[0]
         assert (x[k].flatten(1).mean(dim=0) - mean).norm() < 0.15 * covariance.trace().sqrt()
         assert (x[k].flatten(1).double().T.cov() - covariance).norm() < 0.2 * covariance.norm()
+
+
+def test_one_expert_starts_as_the_gaussian_posterior(monkeypatch, tmp_path):
+    """Regression on y, and the noise that it leaves: nothing is left to learn where pictures are Gaussian."""
+    monkeypatch.setattr("invsolve.solvers._experts.MAX_EXPERTS", 1)
+    settings = FitSettings(stages=1, score_steps=1, lr=0.0)
+    prior, problem, _ = small_problem(0.0)
+    operator, noise = problem.operator, problem.noise
+
+    def draw():
+        rows = ImageRng(range(20_000))
+        z = sample_prior(prior, operator.image_shape, rows)
+        return z, measure(z, operator, noise, rows)
+
+    fit(draw, operator, noise, tmp_path / "flow", settings, source="Gaussian")
+    y = torch.tensor([[0.9] * operator.data_shape[0]])
+    solver = MMDFlow(folder=str(tmp_path / "flow"))
+    x = solve(Problem(operator, noise, y), prior, solver, samples=4000, batch_size=4000).samples[0].flatten(1).double()
+    exact = prior.posterior(operator, 0.5, y.double())
+    mean, covariance = exact.means[0].flatten(), exact.covariances[0]
+    assert (x.mean(dim=0) - mean).norm() < 0.05 * covariance.trace().sqrt()
+    assert (x.T.cov() - covariance).norm() < 0.1 * covariance.norm()
+
+
+def test_the_shares_of_the_first_stage_do_not_see_its_noise(folder):
+    """The draw of the expert is all the chance that they have; without this, modes get wrong weights."""
+    network, c = load_fitted(folder).network(0), torch.randn(1, *SHAPE).expand(2, -1, -1, -1)
+    _, share = network.answers(torch.randn(2, *SHAPE), c)
+    torch.testing.assert_close(share[0], share[1])
+    other = network.answers(torch.randn(2, *SHAPE), c + 1)[1]
+    assert (other - share).abs().max() > 0.05
 
 
 def test_the_score_is_the_functional_of_two_particles(monkeypatch, tmp_path):

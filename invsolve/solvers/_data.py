@@ -22,6 +22,7 @@ __all__ = [
     "approach_data",
     "check_step",
     "curvature",
+    "explain_data",
     "meet_data",
     "misfit",
     "pseudo_inverse_guidance",
@@ -160,25 +161,40 @@ def approach_data(
     return z
 
 
+def explain_data(x: Tensor, problem: Problem, std: Tensor) -> Tensor:
+    """Mean of p(x' | y) for x' ~ N(x, std^2 I): a proximal step of sigma_y^2 / std^2, differentiable in x.
+
+    An operator that is not linear takes the part 1 / (1 + sigma_y^2 / std^2) of the way to what explains y.
+
+    Arguments:
+        x: pictures (B, *image_shape).
+        problem: operator, data and sigma_y, the noise level or the tolerance of noiseless data.
+        std: per image (B,).
+
+    Raises:
+        TypeError: the operator is neither linear nor has a pseudo-inverse.
+    """
+    operator, rho = problem.operator, (problem.level / std).square()  # (B,)
+    if isinstance(operator, LinearOperator):
+        return operator.prox(x, problem.y, rho)
+    if isinstance(operator, PinvOperator):
+        return x + (operator.project(x, problem.y) - x) / (1 + expand_to(rho, x))
+    raise TypeError(f"{type(operator).__name__} is neither linear nor has a pseudo-inverse.")
+
+
 def pseudo_inverse_guidance(
     prior: Prior, problem: Problem, state: Tensor, t: Tensor, data_std: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both ends at z_t, and which way z_t explains the data: J^T r^2 A^T (r^2 A A^T + sigma_y^2)^-1 (y - A z_0).
 
-    J is the Jacobian of the clean end and r its `isotropic_std`; sigma_y is the noise level, or the tolerance of
-    noiseless data.  All but J is a proximal step on the picture, for a decoder carried back to the latent by the
-    encoder; an operator that is not linear takes the part 1 / (1 + sigma_y^2 / r^2) of the way to what explains y.
+    J is the Jacobian of the clean end and r its `isotropic_std`.  All but J is `explain_data` on the picture, for a
+    decoder carried back to the latent by the encoder.
     """
     with torch.enable_grad():
         z = state.detach().requires_grad_(True)
         z0, eps = prior.predict(z, t)
-    x0, operator = prior.decode(z0.detach()), problem.operator
-    rho = (problem.level / isotropic_std(prior, t, data_std)).square()  # (B,)
-    if isinstance(operator, LinearOperator):
-        x = operator.prox(x0, problem.y, rho)
-    else:
-        assert isinstance(operator, PinvOperator)
-        x = x0 + (operator.project(x0, problem.y) - x0) / (1 + expand_to(rho, x0))
+    x0 = prior.decode(z0.detach())
+    x = explain_data(x0, problem, isotropic_std(prior, t, data_std))
     (guidance,) = torch.autograd.grad(z0, z, prior.encode(x) - prior.encode(x0))
     return z0.detach(), eps.detach(), guidance
 

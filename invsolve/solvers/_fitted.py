@@ -86,8 +86,15 @@ class FittedFlow(nn.Module):
         self.register_buffer("spread", torch.ones(()))
         self.register_buffer("probe", torch.zeros(data_shape))
         self.stages = nn.ModuleList(
-            StageNetwork(card.network, card.width, card.image_shape, shape, drawn=place == 0 and card.first == "score")
-            for shape in card.levels
+            StageNetwork(
+                card.network,
+                card.width,
+                card.image_shape,
+                shape,
+                drawn=place == 0 and card.first == "score",
+                blind=level == place == 0 and card.first == "score",
+            )
+            for level, shape in enumerate(card.levels)
             for place in range(card.stages)
         )
 

@@ -15,54 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..operators.base import Shape
+from ..rng import ImageRng
+from ._experts import Experts
 
 __all__ = ["NetworkKind", "StageNetwork"]
 
 NetworkKind = Literal["experts", "unet"]
-MAX_EXPERTS = 32
-MAX_WEIGHTS = 2**20  # of all linear maps of a network together
-START = 0.3  # standard deviation of the first constants of experts that are drawn, so that they can part
-FLOOR = 1e-3  # of the mean variance, added to all: where the input does not vary it is not blown up
-
-
-class Experts(nn.Module):
-    """A few linear maps with the shares that a small network gives them, which sees the same input; zero at first.
-
-    The input is whitened, without which the directions in which pictures vary little are learned last.
-
-    Arguments:
-        size_in: entries of the input.
-        size_out: entries of the output.
-        width: of the hidden layers of the network of the shares.
-        drawn: one of the maps is drawn instead of their mean; their constants are then not zero at first.
-    """
-
-    shift: Tensor
-    whiten: Tensor
-
-    def __init__(self, size_in: int, size_out: int, width: int, drawn: bool) -> None:
-        super().__init__()
-        self.register_buffer("shift", torch.zeros(size_in))
-        self.register_buffer("whiten", torch.eye(size_in))
-        self.count = min(max(MAX_WEIGHTS // (size_in * size_out), 1), MAX_EXPERTS)
-        self.gates = nn.Sequential(
-            nn.Linear(size_in, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, self.count)
-        )
-        self.experts = nn.Linear(size_in, self.count * size_out)
-        nn.init.zeros_(self.experts.weight)
-        nn.init.normal_(self.experts.bias, std=START if drawn else 0.0)
-
-    def prepare(self, h: Tensor) -> None:
-        """Take mean and covariance of the input from examples (n, *)."""
-        flat = h.flatten(1).double()
-        values, vectors = torch.linalg.eigh(flat.T.cov())
-        self.shift.copy_(flat.mean(dim=0))
-        self.whiten.copy_((vectors * (values + FLOOR * values.mean()).rsqrt()) @ vectors.T)
-
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """What every map says (B, count, size_out), and the shares (B, count)."""
-        flat = (h.flatten(1) - self.shift) @ self.whiten
-        return self.experts(flat).reshape(len(flat), self.count, -1), self.gates(flat).softmax(dim=1)
 
 
 class UNet(nn.Module):
@@ -113,29 +71,51 @@ class StageNetwork(nn.Module):
         image_shape: of the condition.
         shape: of x.
         drawn: experts answer by one of them, which is drawn, instead of by their mean.
+        blind: x is mere noise.
     """
 
-    def __init__(self, kind: NetworkKind, width: int, image_shape: Shape, shape: Shape, *, drawn: bool = False) -> None:
+    def __init__(
+        self,
+        kind: NetworkKind,
+        width: int,
+        image_shape: Shape,
+        shape: Shape,
+        *,
+        drawn: bool = False,
+        blind: bool = False,
+    ) -> None:
         super().__init__()
         (channels, height, width_in), (_, rows, columns) = image_shape, shape
         divides = height % rows == 0 and width_in % columns == 0 and height // rows == width_in // columns
         self.fold, self.shape, self.drawn = height // rows if divides else 0, shape, drawn and kind == "experts"
-        channels_in = channels * (self.fold**2 if divides else 1) + shape[0]
+        self.blind = blind
+        channels *= self.fold**2 if divides else 1
         size = rows * columns
         self.net: Experts | UNet = (
-            Experts(channels_in * size, shape[0] * size, width, self.drawn)
+            Experts(shape[0] * size, channels * size, width, drawn=drawn, blind=blind)
             if kind == "experts"
-            else UNet(channels_in, shape[0], (rows, columns), width)
+            else UNet(channels + shape[0], shape[0], (rows, columns), width)
         )
 
-    def prepare(self, x: Tensor, c: Tensor) -> None:
-        """Adapt a new network to the scale of its input."""
+    def prepare(self, x: Tensor, c: Tensor, target: Tensor, rng: ImageRng) -> None:
+        """Adapt a new network to the scale of its input, and one that draws to the pictures that it has to make.
+
+        Arguments:
+            x: examples of x (n, *shape).
+            c: their conditions (n, *image_shape).
+            target: the pictures (n, *shape) whose conditions they are.
+            rng: one row.
+        """
         if isinstance(self.net, Experts):
-            self.net.prepare(self._joined(x, c))
+            h = self._joined(x, c).flatten(1)
+            self.net.prepare(h)
+            if self.drawn:
+                self.net.start_at_clusters(h, target.flatten(1), self.blind, rng)
 
     def answers(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """All displacements (B, K, *shape) with their shares (B, K)."""
-        moves, share = self.net(self._joined(x, c))
+        h = self._joined(x, c)
+        moves, share = self.net(h.flatten(1) if isinstance(self.net, Experts) else h)
         return moves.unflatten(2, self.shape), share
 
     def forward(self, x: Tensor, c: Tensor, u: Tensor) -> Tensor:

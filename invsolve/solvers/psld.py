@@ -4,24 +4,29 @@
     for t -> s in times:
         z0, z1 = endpoints at z_t
         x0     = D(z0)
-        L      = max(|A x0 - y|, sigma_y sqrt(m)) + gluing * |z0 - E(G y + x0 - G A x0)|
+        L      = max(|A x0 - y|, sigma_y sqrt(m)) + gluing * |z0 - E(x0 + G (y - A x0))|
         z_s    = alpha_s z0 + sigma_s z1 - step_size * grad_{z_t} L     (through network, decoder and encoder)
 
 The second term asks that the picture with its measured part replaced by the data is a picture the encoder gives z0 for.
 
 | | paper | official code | FlowDPS's version | here |
 |---|---|---|---|---|
-| step_size | 1 | 1 | 15 at 768x768, fp16 | 0.06 sqrt(d), d latent entries |
+| step_size | 1 | 1 | 15 at 768x768, fp16 | (|A x0 - y| - sigma_y sqrt(m))_+ / (|g| max(|g|, |g0|)) |
 | noise level in L | – | no | no | yes |
 | gluing | 0.1 | 0.1 | 0.1 | 0.1 |
-| G | A^T | A^T | A^+ (super-resolution), A^T elsewhere | A^+, `back` |
+| G | A^T | A^T | A^+ (super-resolution), A^T elsewhere | A^T (A A^T + sigma_y^2 / r^2)^-1, `back` |
 | y - A x0 | – | with fresh noise added to A x0 | as it is | as it is |
 | grid | 1000 DDIM steps | 1000, guidance 7.5 | 28 steps of the flow, shift 4 | `karras`, 28 |
 
-The gradient of a norm has the same length however large the picture and however near the data: hence the root of d,
-with which the 15 of FlowDPS's version is 0.04 sqrt(d), and the noise level, below which the data pull no more.  G A has
-to be a projection, which A^T A is for masks and A^+ A for every operator.  The step belongs to the rectified flow; on
-any other path it is scaled by alpha + sigma at both times, so that the same prior gives the same picture.
+The gradient of a norm has the same length however near the data are, so that a fixed step jumps to and fro across them,
+and one that suits super-resolution is far too long for a blur.  By default a step along the gradient g at z_t is as long
+as the misfit would need to fall to the noise level, were it linear, but no longer than the clean end z0 would have to
+move by its own gradient g0: where noise hides z0, g is next to nothing.  Below that level there is none.
+
+G A has to be a projection, which A^T A is for masks and A^+ A for every operator; but A^+ makes up from noise what a
+blur has all but lost, so that G by default weighs the data against the uncertainty r of the clean end (`explain_data`).
+A step belongs to the rectified flow; on any other path it is scaled by alpha + sigma, so that the same prior gives the
+same picture.
 """
 
 from __future__ import annotations
@@ -33,19 +38,19 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..linalg import norm
+from ..linalg import expand_to, norm
 from ..operators.base import LinearOperator, PinvOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
+from ._data import explain_data
+from ._path import isotropic_std
 from ._start import noisy_first_guess
 
 __all__ = ["PSLD"]
 
-Back = Literal["pinv", "adjoint"]
-
-STEP = 0.06  # per root of the number of latent entries, chosen on photographs at 28 steps
+Back = Literal["prox", "pinv", "adjoint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +58,10 @@ class PSLD(Solver[Tensor]):
     """Posterior sampling with latent diffusion: DPS for latents, and a term that keeps decoder and encoder together.
 
     Arguments:
-        step_size: step along the gradient of L; None for 0.06 times the root of the number of latent entries.
+        step_size: step along the gradient of L; None for the one that leaves the noise of the problem.
         gluing: weight of the second term of L.
-        back: G, which takes data to pictures: `pinv` A^+ or `adjoint` A^T.
+        back: G, which takes data to pictures: `prox` the regularised inverse, `pinv` A^+ or `adjoint` A^T.
+        data_std: standard deviation of the latents, for r.
     """
 
     requires = PinvOperator
@@ -64,10 +70,12 @@ class PSLD(Solver[Tensor]):
 
     step_size: float | None = None
     gluing: float = 0.1
-    back: Back = "pinv"
+    back: Back = "prox"
+    data_std: float = 1.0
 
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "gluing")
+        check_range(self, 1e-3, math.inf, "data_std")
         if self.step_size is not None:
             check_range(self, 0, math.inf, "step_size")
         if self.back not in get_args(Back):
@@ -82,13 +90,21 @@ class PSLD(Solver[Tensor]):
             z0, z1 = prior.predict(z, t)
             x0 = prior.decode(z0)
             prediction = problem.operator(x0)
-            glued = prior.encode(x0 + self._picture(problem, problem.y) - self._picture(problem, prediction))
-            misfit = torch.maximum(norm(prediction - problem.y), problem.radius)
-            loss = misfit + self.gluing * norm(z0 - glued)
-            (g,) = torch.autograd.grad(loss.sum(), z)
-        scale = sum(prior.schedule(t)) * sum(prior.schedule(s))  # 1 on the rectified flow
-        step_size = STEP * z[0].numel() ** 0.5 if self.step_size is None else self.step_size
-        return prior.at(s, z0.detach(), z1.detach()) - step_size * scale * g
+            if self.back == "prox":
+                x = explain_data(x0, problem, isotropic_std(prior, t, self.data_std))
+            else:
+                x = x0 + self._picture(problem, problem.y) - self._picture(problem, prediction)
+            misfit = norm(prediction - problem.y)
+            loss = torch.maximum(misfit, problem.radius) + self.gluing * norm(z0 - prior.encode(x))
+            g, g0 = torch.autograd.grad(loss.sum(), (z, z0))
+        if self.step_size is None:
+            excess, tiny = (misfit.detach() - problem.radius).clamp_min(0), torch.finfo(g.dtype).tiny
+            slope = norm(g) * torch.maximum(norm(g), norm(g0))
+            step_size = expand_to(excess / slope.clamp_min(tiny), g)
+        else:
+            step_size = self.step_size * sum(prior.schedule(t))
+        move = step_size * sum(prior.schedule(s)) * g  # the sums are 1 on the rectified flow
+        return prior.at(s, z0.detach(), z1.detach()) - move
 
     def _picture(self, problem: Problem, data: Tensor) -> Tensor:
         """G applied to data (B, *data_shape)."""
