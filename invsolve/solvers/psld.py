@@ -18,10 +18,10 @@ The second term asks that the picture with its measured part replaced by the dat
 | y - A x0 | – | with fresh noise added to A x0 | as it is | as it is |
 | grid | 1000 DDIM steps | 1000, guidance 7.5 | 28 steps of the flow, shift 4 | `karras`, 28 |
 
-The gradient of a norm has the same length however near the data are, so that a fixed step jumps to and fro across them,
-and one that suits super-resolution is far too long for a blur.  By default a step along the gradient g at z_t is as long
-as the misfit would need to fall to the noise level, were it linear, but no longer than the clean end z0 would have to
-move by its own gradient g0: where noise hides z0, g is next to nothing.  Below that level there is none.
+The gradient of a norm has the same length however near the data are, so that a fixed step jumps to and fro across
+them, and one that suits super-resolution is far too long for a blur.  By default a step along the gradient g at z_t is
+as long as the misfit would need to fall to the noise level, were it linear, but no longer than the clean end z0 would
+have to move by its own gradient g0: where noise hides z0, g is next to nothing.  Below that level there is none.
 
 G A has to be a projection, which A^T A is for masks and A^+ A for every operator; but A^+ makes up from noise what a
 blur has all but lost, so that G by default weighs the data against the uncertainty r of the clean end (`explain_data`).
