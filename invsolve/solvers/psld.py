@@ -13,7 +13,7 @@ The second term asks that the picture with its measured part replaced by the dat
 |---|---|---|---|---|
 | step_size | 1 | 1 | 15 at 768x768, fp16 | (|A x0 - y| - sigma_y sqrt(m))_+ / (|g| max(|g|, |g0|)) |
 | noise level in L | – | no | no | yes |
-| gluing | 0.1 | 0.1 | 0.1 | 0.1 |
+| gluing | 0.1 | 0.1 | 0.1 | 0.3, chosen on photographs |
 | G | A^T | A^T | A^+ (super-resolution), A^T elsewhere | A^T (A A^T + sigma_y^2 / r^2)^-1, `back` |
 | y - A x0 | – | with fresh noise added to A x0 | as it is | as it is |
 | grid | 1000 DDIM steps | 1000, guidance 7.5 | 28 steps of the flow, shift 4 | `karras`, 28 |
@@ -69,7 +69,7 @@ class PSLD(Solver[Tensor]):
     steps = 28
 
     step_size: float | None = None
-    gluing: float = 0.1
+    gluing: float = 0.3
     back: Back = "prox"
     data_std: float = 1.0
 
