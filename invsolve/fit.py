@@ -41,6 +41,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,14 @@ class StageReport:
     stages: int
     moved: float
     missed: float | None
+
+
+class Pairs(NamedTuple):
+    """What a flow is fitted to."""
+
+    z: Tensor  # latents (n, *latent_shape)
+    y: Tensor  # their measurements (n, *data_shape)
+    c: Tensor  # those as pictures (n, *image_shape)
 
 
 def state_folder(folder: Path) -> Path:
@@ -123,9 +132,40 @@ def fit(
     """
     check_replaceable(folder)
     latent_shape = operator.image_shape if latent_shape is None else latent_shape
+    card = _card(operator, noise, name or operator_text(operator), source, latent_shape, settings)
+    flow = new_flow(card, operator, derive_seed(settings.seed, "weights")).to(device)
+    condition(Problem(operator, noise, flow.probe[None]))  # refuses what cannot be shown to a network
+    work, text = state_folder(folder), json.dumps(asdict(card), indent=2) + "\n"
+    _check_state(work, text)
+    if not (work / PAIRS).exists():
+        z, y = draw()
+        atomic_write(work / ABOUT, text.encode())
+        atomic_write(work / PAIRS, save({"z": z.contiguous(), "y": y.contiguous()}))
+    stored = load_file(work / PAIRS)
+    z, y = (stored[key].to(device, torch.float32) for key in "zy")
+    pairs = Pairs(z, y, torch.cat([condition(Problem(operator, noise, part)) for part in y.split(CHUNK)]))
+    coarse = _averaged(z, card.levels[0])
+    flow.mean.copy_(coarse.mean(dim=0))
+    flow.spread.copy_(coarse.var(dim=0).mean().sqrt())
+    x, done = torch.empty(0), 0
+    if (work / PROGRESS).exists():
+        kept = load_file(work / PROGRESS)
+        x, done = kept.pop("x").to(device), int(kept.pop("done"))
+        flow.load_state_dict(kept)
+    for k in range(done, len(flow.stages)):
+        x, what = _fit_stage(flow, k, x, pairs, settings)
+        state = {key: tensor.contiguous() for key, tensor in flow.state_dict().items()}
+        atomic_write(work / PROGRESS, save(state | {"x": x.contiguous(), "done": torch.tensor(k + 1)}))
+        report(what)
+    flow.cpu().save(folder)
+    shutil.rmtree(work, ignore_errors=True)
+    return flow.requires_grad_(False).eval()
+
+
+def _card(operator: Operator, noise: Noise, name: str, source: str, latent_shape: Shape, settings: FitSettings) -> Card:
     kind = _network(settings, latent_shape)
-    card = Card(
-        operator=name or operator_text(operator),
+    return Card(
+        operator=name,
         noise=str(noise),
         prior=source,
         image_shape=operator.image_shape,
@@ -140,56 +180,40 @@ def fit(
             "software": {"invsolve": version("invsolve"), "torch": torch.__version__},
         },
     )
-    flow = new_flow(card, operator, derive_seed(settings.seed, "weights")).to(device)
-    condition(Problem(operator, noise, flow.probe[None]))  # refuses what cannot be shown to a network
-    work, text = state_folder(folder), json.dumps(asdict(card), indent=2) + "\n"
-    _check_state(work, text)
-    if not (work / PAIRS).exists():
-        z, y = draw()
-        atomic_write(work / ABOUT, text.encode())
-        atomic_write(work / PAIRS, save({"z": z.contiguous(), "y": y.contiguous()}))
-    pairs = load_file(work / PAIRS)
-    z, y = (pairs[key].to(device, torch.float32) for key in "zy")
-    coarse = _averaged(z, card.levels[0])
-    flow.mean.copy_(coarse.mean(dim=0))
-    flow.spread.copy_(coarse.var(dim=0).mean().sqrt())
-    c = torch.cat([condition(Problem(operator, noise, part)) for part in y.split(CHUNK)])
-    n = min(settings.particles, len(z))
-    x, done = torch.empty(0), 0
-    if (work / PROGRESS).exists():
-        kept = load_file(work / PROGRESS)
-        x, done = kept.pop("x").to(device), int(kept.pop("done"))
-        flow.load_state_dict(kept)
-    for k in range(done, len(flow.stages)):
-        level, place = divmod(k, card.stages)
-        rng = ImageRng([derive_seed(settings.seed, "stage", k)])
-        numbers = normal_numbers(rng, n, device)
-        x = flow.enter(k, x, numbers) if k else flow.begin(numbers)
-        target = _averaged(z, card.levels[level])
-        network, scored = flow.network(k), place == 0 and settings.first == "score"
-        if scored:
-            wanted = None
-            prepare_score(flow, k, target, c, rng)
-            learn_score(flow, k, target, c, settings, rng)
+
+
+def _fit_stage(flow: FittedFlow, k: int, x: Tensor, pairs: Pairs, settings: FitSettings) -> tuple[Tensor, StageReport]:
+    """Train stage k; the cloud after it, and what it did.
+
+    Arguments:
+        flow: whose stages before k are trained.
+        k: from 0.
+        x: the cloud before it, of the first pairs; for k = 0 it is made here.
+        pairs: all.
+        settings: how.
+    """
+    level, place = divmod(k, flow.card.stages)
+    rng, n = ImageRng([derive_seed(settings.seed, "stage", k)]), min(settings.particles, len(pairs.z))
+    numbers = normal_numbers(rng, n, pairs.z.device)
+    x = flow.enter(k, x, numbers) if k else flow.begin(numbers)
+    target, c = _averaged(pairs.z, flow.card.levels[level]), pairs.c[:n]
+    network, wanted = flow.network(k), None
+    if settings.first == "score" and place == 0:
+        prepare_score(flow, k, target, pairs.c, rng)
+        learn_score(flow, k, target, pairs.c, settings, rng)
+    else:
+        if place == (settings.first == "score"):  # the first one of its kind in a level
+            network.prepare(x, c, target[:n], rng)
         else:
-            if place == (settings.first == "score"):  # the first one of its kind in a level
-                network.prepare(x, c[:n], target[:n], rng)
-            else:
-                network.load_state_dict(flow.network(k - 1).state_dict())  # warm start within a level
-            wanted = x - carry(x, y[:n].flatten(1), target[:n], settings, rng)
-            learn_flow(network, x, c[:n], wanted, settings, rng)
-        parts = zip(*(rows.split(CHUNK) for rows in (x, c[:n], flow.choice(k, x, numbers))), strict=True)
-        moved = torch.cat([network(*part) for part in parts])
-        if not moved.isfinite().all():
-            raise ValueError("The fit diverged; lower --lr or --step-size, or take more --slices.")
-        x = x - moved
-        state = {key: tensor.contiguous() for key, tensor in flow.state_dict().items()}
-        atomic_write(work / PROGRESS, save(state | {"x": x.contiguous(), "done": torch.tensor(k + 1)}))
-        missed = None if wanted is None else _rms(wanted - moved)
-        report(StageReport(k + 1, len(flow.stages), _rms(moved), missed))
-    flow.cpu().save(folder)
-    shutil.rmtree(work, ignore_errors=True)
-    return flow.requires_grad_(False).eval()
+            network.load_state_dict(flow.network(k - 1).state_dict())  # warm start within a level
+        wanted = x - carry(x, pairs.y[:n].flatten(1), target[:n], settings, rng)
+        learn_flow(network, x, c, wanted, settings, rng)
+    parts = zip(*(rows.split(CHUNK) for rows in (x, c, flow.choice(k, x, numbers))), strict=True)
+    moved = torch.cat([network(*part) for part in parts])
+    if not moved.isfinite().all():
+        raise ValueError("The fit diverged; lower --lr or --step-size, or take more --slices.")
+    missed = None if wanted is None else _rms(wanted - moved)
+    return x - moved, StageReport(k + 1, len(flow.stages), _rms(moved), missed)
 
 
 def _check_state(work: Path, text: str) -> None:

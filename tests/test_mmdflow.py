@@ -21,6 +21,7 @@ from invsolve.priors import GaussianMixture, GaussianPrior, PowerLaw
 from invsolve.rng import ImageRng, derive_seed
 from invsolve.sample import measure, sample_prior
 from invsolve.solvers import MMDFlow
+from invsolve.solvers._experts import clusters
 from invsolve.solvers._fitted import load_fitted
 from invsolve.solvers._networks import StageNetwork
 from invsolve.solvers._start import first_guess
@@ -340,6 +341,19 @@ def test_the_score_finds_a_gaussian_posterior(tmp_path):
         mean, covariance = exact.means[0].flatten(), exact.covariances[0]
         assert (x[k].flatten(1).mean(dim=0) - mean).norm() < 0.15 * covariance.trace().sqrt()
         assert (x[k].flatten(1).double().T.cov() - covariance).norm() < 0.2 * covariance.norm()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_clusters_follow_the_shape_of_gaussians(seed):
+    """Six long Gaussians that Lloyd's algorithm cuts across: no cluster holds rows of two of them."""
+    generator, n, d = torch.Generator().manual_seed(seed), 6000, 10
+    origin = torch.randint(0, 6, (n,), generator=generator)
+    axes = torch.linalg.qr(torch.randn(6, d, d, generator=generator))[0] * torch.logspace(-1, 0.7, d)
+    middles, normal = 2 * torch.randn(6, d, generator=generator), torch.randn(n, d, generator=generator)
+    x = middles[origin] + torch.einsum("nij,nj->ni", axes[origin], normal)
+    own = clusters(x, 8, ImageRng([seed]))
+    assert sum(int(torch.bincount(origin[own == k]).max()) for k in own.unique()) >= 0.99 * n
+    assert len(own.unique()) >= 6
 
 
 def test_one_expert_starts_as_the_gaussian_posterior(monkeypatch, tmp_path):

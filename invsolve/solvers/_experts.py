@@ -20,7 +20,7 @@ MAX_EXPERTS = 32
 MAX_WEIGHTS = 2**20  # of all linear maps of a network together
 FLOOR = 1e-3  # of the mean variance, added to all: where the input does not vary it is not blown up
 SOFTNESS = 0.5  # share of a whitened distance that counts at first: sharper gates keep the clusters as they are
-ROUNDS = 25  # of Lloyd's algorithm
+ROUNDS = 25  # of either part of `clusters`
 
 
 class Distances(nn.Module):
@@ -100,7 +100,8 @@ class Experts(nn.Module):
         spread = h[:, : self.size_x].double().var(dim=0).mean().sqrt()
         for k in range(self.count):
             own = cluster == k
-            own |= ~own.any()  # an empty cluster stands for all
+            share = max(int(own.sum()), 1) / len(own)
+            own |= ~own.any()  # an expert without a cluster starts in the middle of all
             a, goal = flat[own], target[own].double()
             n, middle, mean = len(a), a.mean(dim=0), goal.mean(dim=0)
             covariance = (a - middle).T @ (a - middle)
@@ -116,7 +117,7 @@ class Experts(nn.Module):
             self.experts.bias[rows] = (self.shift[: self.size_x] - mean + middle @ slope).to(self.experts.bias)
             if isinstance(self.gates, Distances):
                 self.gates.centre[k] = (SOFTNESS * middle[self.seen]).to(self.gates.centre)
-                self.gates.bias[k] = math.log(n / len(flat))
+                self.gates.bias[k] = math.log(share)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """What every map says (B, count, size_x), and the shares (B, count)."""
@@ -128,10 +129,27 @@ class Experts(nn.Module):
 
 
 def clusters(x: Tensor, count: int, rng: ImageRng) -> Tensor:
-    """The cluster (n,) of every row of x (n, d), by Lloyd's algorithm from so many rows of x."""
-    centres = x[rng.rand((len(x),), dtype=torch.float64, device="cpu")[0].argsort()[:count].to(x.device)]
+    """The cluster (n,) of every row of x (n, d): Lloyd's algorithm from so many rows of x, then Gaussian clusters.
+
+    The second part gives every row to the cluster under whose Gaussian, with its share, it is most likely
+    (classification EM; Celeux and Govaert, 1992), so that long clusters beside each other are not cut across.
+    """
+    n, d = x.shape
+    centres = x[rng.rand((n,), dtype=torch.float64, device="cpu")[0].argsort()[:count].to(x.device)]
     for _ in range(ROUNDS):
         own = torch.cat([torch.cdist(part, centres).argmin(dim=1) for part in x.split(2**14)])
-        sizes = torch.bincount(own, minlength=len(centres)).clamp(min=1)
-        centres = torch.zeros_like(centres).index_add_(0, own, x) / sizes[:, None]
+        sizes = torch.bincount(own, minlength=len(centres))
+        centres = torch.zeros_like(centres).index_add_(0, own, x) / sizes.clamp(min=1)[:, None]
+    spread = (x - centres[own]).square().mean()  # what a cluster of few rows is taken to have
+    for _ in range(ROUNDS):
+        fit = torch.full((n, len(centres)), -math.inf, dtype=x.dtype, device=x.device)
+        for k, size in enumerate(torch.bincount(own, minlength=len(centres)).tolist()):
+            if size:
+                rows = x[own == k]
+                mean = rows.mean(dim=0)
+                covariance = ((rows - mean).T @ (rows - mean) + d * spread * torch.eye(d).to(x)) / (size + d)
+                root = torch.linalg.cholesky(covariance.double()).to(x)
+                z = torch.linalg.solve_triangular(root, (x - mean).T, upper=False)
+                fit[:, k] = math.log(size / n) - root.diagonal().log().sum() - z.square().sum(dim=0) / 2
+        own = fit.argmax(dim=1)
     return own
