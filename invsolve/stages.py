@@ -19,7 +19,7 @@ __all__ = ["FitSettings", "carry", "learn_flow", "learn_score", "normal_numbers"
 PATCHED = 16  # side of a picture from which some slices see patches only
 PATCH = 5  # blocks per side of a patch
 WARM_UP = 50  # steps
-PREPARED = 100_000  # pairs that a network of the score is prepared with
+PREPARED = 50_000  # pairs that a network of the score is prepared with
 CHUNK = 4096  # rows that go through the flow at once before it
 
 
@@ -38,7 +38,8 @@ class FitSettings:
         step_size: in units of the step that brings the middle of a cloud home at once.
         momentum: share of the last gradient that is kept.
         network: "experts", "unet" or "auto": experts up to 256 latent entries.
-        width: of the networks, for the U-Net a multiple of 8; 0: 128 for experts, 32 for the U-Net.
+        width: of the U-Net, a multiple of 8, or of the network that gives the shares of the flow's experts; 0: 32 and
+            128.
         score_steps: training steps of a stage of the score.
         train_steps: training steps of a stage of the flow.
         batch: pairs per training step.

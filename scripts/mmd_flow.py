@@ -45,7 +45,7 @@ def digits(out: Path, first: str, pairs: int, problems: int) -> None:
 
     if not out.exists():
         if first == "score":
-            settings = FitSettings(stages=1, score_steps=4000, batch=512, lr=3e-3)
+            settings = FitSettings(stages=1, score_steps=3000, batch=512, lr=2e-3)
         else:
             settings = FitSettings(
                 first=first, stages=4, particles=10_000, slices=64, flow_steps=40, train_steps=400, lr=1e-3

@@ -21,7 +21,7 @@ from invsolve.priors import GaussianMixture, GaussianPrior, PowerLaw
 from invsolve.rng import ImageRng, derive_seed
 from invsolve.sample import measure, sample_prior
 from invsolve.solvers import MMDFlow
-from invsolve.solvers._experts import clusters
+from invsolve.solvers._clusters import clusters
 from invsolve.solvers._fitted import load_fitted
 from invsolve.solvers._networks import StageNetwork
 from invsolve.solvers._start import first_guess

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..rng import ImageRng
+from ._clusters import clusters
 
 __all__ = ["Experts"]
 
-MAX_EXPERTS = 32
+MAX_EXPERTS = 48
 MAX_WEIGHTS = 2**20  # of all linear maps of a network together
 FLOOR = 1e-3  # of the mean variance, added to all: where the input does not vary it is not blown up
-SOFTNESS = 0.5  # share of a whitened distance that counts at first: sharper gates keep the clusters as they are
-ROUNDS = 25  # of either part of `clusters`
 
 
 class Distances(nn.Module):
@@ -28,9 +27,16 @@ class Distances(nn.Module):
 
     def __init__(self, size: int, count: int) -> None:
         super().__init__()
-        self.metric = nn.Parameter(SOFTNESS * torch.eye(size).repeat(count, 1, 1))  # U (count, n, n)
+        self.metric = nn.Parameter(torch.eye(size).repeat(count, 1, 1))  # U (count, n, n)
         self.centre = nn.Parameter(torch.zeros(count, size))  # u
         self.bias = nn.Parameter(torch.zeros(count))  # b
+
+    def start(self, k: int, mean: Tensor, covariance: Tensor, share: float) -> None:
+        """Take for expert k the log-density of a Gaussian with a share."""
+        values, vectors = torch.linalg.eigh(covariance)
+        root = (vectors * values.rsqrt()) @ vectors.T
+        self.metric[k], self.centre[k] = root.to(self.metric), (root @ mean).to(self.centre)
+        self.bias[k] = math.log(share) - float(values.log().sum()) / 2
 
     def forward(self, h: Tensor) -> Tensor:
         """B rows at once."""
@@ -116,8 +122,7 @@ class Experts(nn.Module):
             self.experts.weight[rows] = moved.T.to(self.experts.weight)
             self.experts.bias[rows] = (self.shift[: self.size_x] - mean + middle @ slope).to(self.experts.bias)
             if isinstance(self.gates, Distances):
-                self.gates.centre[k] = (SOFTNESS * middle[self.seen]).to(self.gates.centre)
-                self.gates.bias[k] = math.log(share)
+                self.gates.start(k, middle[self.seen], covariance[self.seen, self.seen] / (n + a.shape[1]), share)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """What every map says (B, count, size_x), and the shares (B, count)."""
@@ -126,30 +131,3 @@ class Experts(nn.Module):
 
     def _whitened(self, h: Tensor) -> Tensor:
         return (h - self.shift) @ self.whiten
-
-
-def clusters(x: Tensor, count: int, rng: ImageRng) -> Tensor:
-    """The cluster (n,) of every row of x (n, d): Lloyd's algorithm from so many rows of x, then Gaussian clusters.
-
-    The second part gives every row to the cluster under whose Gaussian, with its share, it is most likely
-    (classification EM; Celeux and Govaert, 1992), so that long clusters beside each other are not cut across.
-    """
-    n, d = x.shape
-    centres = x[rng.rand((n,), dtype=torch.float64, device="cpu")[0].argsort()[:count].to(x.device)]
-    for _ in range(ROUNDS):
-        own = torch.cat([torch.cdist(part, centres).argmin(dim=1) for part in x.split(2**14)])
-        sizes = torch.bincount(own, minlength=len(centres))
-        centres = torch.zeros_like(centres).index_add_(0, own, x) / sizes.clamp(min=1)[:, None]
-    spread = (x - centres[own]).square().mean()  # what a cluster of few rows is taken to have
-    for _ in range(ROUNDS):
-        fit = torch.full((n, len(centres)), -math.inf, dtype=x.dtype, device=x.device)
-        for k, size in enumerate(torch.bincount(own, minlength=len(centres)).tolist()):
-            if size:
-                rows = x[own == k]
-                mean = rows.mean(dim=0)
-                covariance = ((rows - mean).T @ (rows - mean) + d * spread * torch.eye(d).to(x)) / (size + d)
-                root = torch.linalg.cholesky(covariance.double()).to(x)
-                z = torch.linalg.solve_triangular(root, (x - mean).T, upper=False)
-                fit[:, k] = math.log(size / n) - root.diagonal().log().sum() - z.square().sum(dim=0) / 2
-        own = fit.argmax(dim=1)
-    return own
