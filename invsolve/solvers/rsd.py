@@ -37,8 +37,9 @@ the official code divides it by d with the rest, so that its gamma is gamma * d 
 | result | – | x, or D(z) in the plain version | D(z) |
 
 Where sigma/alpha is large, so is w(t) gamma R next to the rest of g, which shrinks as alpha/sigma; Adam remembers such
-gradients for its next hundred steps and then hardly moves, hence the bound on w(t).  The plain version without
-repulsion and with RED-diff's weighting is RED-diff.
+gradients for its next hundred steps and then hardly moves, hence the bound on w(t).  In pixels z and x are one picture
+twice, which hold each other back where there are no data, so that the plain version is taken there.  The plain version
+without repulsion and with RED-diff's weighting is RED-diff.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class State(NamedTuple):
     x: Tensor  # (B, *image_shape)
     adam_z: torch.optim.Adam
     adam_x: torch.optim.Adam
+    split: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ class RSD(Solver[State]):
 
     Arguments:
         split: the augmented version, in which a picture x meets the data and the latent z meets x, so that A is never
-            seen through the decoder; else one gradient through both.
+            seen through the decoder; else one gradient through both.  None: only where there is a decoder.
         lr: learning rate of Adam for z.
         lr_x: learning rate of Adam for x.
         weight: lambda, weight of the regulariser relative to the misfit (means on both sides).
@@ -98,7 +100,7 @@ class RSD(Solver[State]):
     times = "vp"
     steps = 100
 
-    split: bool = True
+    split: bool | None = None
     lr: float = 0.1
     lr_x: float = 0.05
     weight: float = 0.25
@@ -118,15 +120,17 @@ class RSD(Solver[State]):
             raise ValueError(f"RSD: start must be 'data' or 'noise', got {self.start!r}.")
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
-        x = first_guess(problem).clone()
-        z = prior.encode(x).clone()
+        guess = first_guess(problem)
+        x, z = guess.clone(), prior.encode(guess)
+        split = z is not guess if self.split is None else self.split
+        z = z.clone()
         if self.start == "noise":
             z, x = rng.randn_like(z), rng.randn_like(x)
         adam_z, adam_x = (torch.optim.Adam([u], lr=lr, betas=(0.9, 0.99)) for u, lr in ((z, self.lr), (x, self.lr_x)))
-        return State(z, x, adam_z, adam_x)
+        return State(z, x, adam_z, adam_x, split)
 
     def step(self, state: State, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
-        z, x, adam_z, adam_x = state
+        z, x, adam_z, adam_x, split = state
         n = rng.randn_like(z)
         eps = prior.predict(prior.at(t, z, n), t).noise
         g = eps - n
@@ -145,10 +149,10 @@ class RSD(Solver[State]):
             r = prior.decode(u) - x.detach()
             return dot(r, r) / (2 * x[0].numel())
 
-        misfit = fit_picture if self.split else lambda u: fit_data(prior.decode(u))
+        misfit = fit_picture if split else lambda u: fit_data(prior.decode(u))
         z.grad = grad(misfit, z) + expand_to(weight, z) * g / d
         adam_z.step()
-        if self.split:
+        if split:
             x.grad = grad(fit_data, x) + self.coupling * (x - prior.decode(z)) / x[0].numel()
             adam_x.step()
         return state
