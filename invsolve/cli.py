@@ -353,7 +353,9 @@ def fit_command(
     score_steps: Annotated[int, typer.Option(help="Training steps of a score network.")] = FitSettings.score_steps,
     train_steps: Annotated[int, typer.Option(help="Training steps of a flow network.")] = FitSettings.train_steps,
     batch: Annotated[int, typer.Option(help="Pairs per training step.")] = FitSettings.batch,
-    width: Annotated[int, typer.Option(help="Of the networks; 0: chosen by their kind.")] = FitSettings.width,
+    width: Annotated[
+        int, typer.Option(help="Of U-Nets and of the shares of --first flow; 0: 32 and 128.")
+    ] = FitSettings.width,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = FitSettings.lr,
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or xpu, with a number such as cuda:1.")] = "auto",

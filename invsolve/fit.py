@@ -5,7 +5,8 @@
     for levels from coarse to fine (latents averaged):
         x_j = x_j with pixels doubled + noise, but at the coarsest level
         for every stage:
-            score:  Phi learns  min E |x' - X| - |x' - x''| / 2,   x', x'' = x - Phi(x, c) for two draws x of one c,
+            score:  Phi, its experts at clusters of the X at first, learns
+                    min E |x' - X| - |x' - x''| / 2,   x', x'' = x - Phi(x, c) for two draws x of one c,
                     and of the expert of Phi: all pairs of experts count, with their shares
             flow:   x' = x after `flow_steps` steps of the flow of the cloud (x_j, Y_j) towards the pairs
                     Phi, warm from the last flow stage, learns x - x' from (x, c) by least squares
@@ -25,7 +26,8 @@ alone (`first` = "flow"); by default the first stage of a level is one of the sc
 | flow steps per stage | growing | 2^4 to 2^13, to 30000 | 50 |
 | stages | – | 30 to 147 | 2 per level |
 | training | – | Adam, 5000 x 100, 5e-4 | AdamW, 1000 x 256, falling linearly from 3e-3; score 4000 |
-| network | U-Net | 32 to 128 channels | U-Net of 32 to 128 channels; up to 256 latent entries, linear experts |
+| network | U-Net | 32 to 128 channels | U-Net of 32 to 128 channels; up to 256 latent entries, 48 linear experts |
+| start | – | – | zero; experts of the score at Gaussian clusters of 50000 pictures |
 | slices | – | 500 or d | 128, half of them patches for pictures with a side of 16 or more |
 | level change | – | 0.07 noise on [0, 1] | 0.14 on [-1, 1] |
 
@@ -54,14 +56,13 @@ from .problem import Noise, Problem
 from .rng import ImageRng, derive_seed
 from .solvers._fitted import Card, FittedFlow, condition, new_flow, operator_text
 from .solvers._networks import NetworkKind
-from .stages import FitSettings, carry, learn_flow, learn_score, normal_numbers, prepare_score
+from .stages import CHUNK, FitSettings, carry, learn_flow, learn_score, normal_numbers, prepare_score
 
 __all__ = ["FitSettings", "StageReport", "fit", "state_folder"]
 
 SMALL = 256  # latent entries up to which "auto" takes experts
 DEFAULT_WIDTH = {"experts": 128, "unet": 32}
 ABOUT, PAIRS, PROGRESS = "card.json", "pairs.safetensors", "progress.safetensors"
-CHUNK = 512  # rows that go through a network at once
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def _fit_stage(flow: FittedFlow, k: int, x: Tensor, pairs: Pairs, settings: FitS
         learn_score(flow, k, target, pairs.c, settings, rng)
     else:
         if place == (settings.first == "score"):  # the first one of its kind in a level
-            network.prepare(x, c, target[:n], rng)
+            network.prepare(x, c)
         else:
             network.load_state_dict(flow.network(k - 1).state_dict())  # warm start within a level
         wanted = x - carry(x, pairs.y[:n].flatten(1), target[:n], settings, rng)

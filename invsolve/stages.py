@@ -14,13 +14,13 @@ from .mmd import Cloud, advance, frames, natural_step, patches
 from .rng import ImageRng
 from .solvers._fitted import Draw, FittedFlow
 
-__all__ = ["FitSettings", "carry", "learn_flow", "learn_score", "normal_numbers", "prepare_score"]
+__all__ = ["CHUNK", "FitSettings", "carry", "learn_flow", "learn_score", "normal_numbers", "prepare_score"]
 
 PATCHED = 16  # side of a picture from which some slices see patches only
 PATCH = 5  # blocks per side of a patch
 WARM_UP = 50  # steps
 PREPARED = 50_000  # pairs that a network of the score is prepared with
-CHUNK = 4096  # rows that go through the flow at once before it
+CHUNK = 512  # rows that go through a network at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +86,14 @@ def normal_numbers(rng: ImageRng, rows: int, device: str | torch.device) -> Draw
 
 
 def prepare_score(flow: FittedFlow, k: int, target: Tensor, c: Tensor, rng: ImageRng) -> None:
-    """Prepare the new network of a stage of the score with particles that have come through the stages before it."""
+    """Start the experts of a stage of the score with particles that have come through the stages before it."""
+    network = flow.network(k)
+    if not network.drawn:
+        return
     target, c = target[:PREPARED], c[:PREPARED]
     x = torch.cat([_arrived(flow, k, part, rng) for part in c.split(CHUNK)])
-    flow.network(k).prepare(x, c, target, rng)
+    network.prepare(x, c)
+    network.start(x, c, target, rng)
 
 
 @torch.no_grad()

@@ -96,7 +96,7 @@ def make_times(name: str, n: int, schedule: Schedule, own_ratio: float = math.in
         n: number of steps, 1 to 1000.
         schedule: whose times are wanted.
         own_ratio: `Problem.own_ratio`: `from_data` is `restoration`, started there if lower.  For solvers that take the
-            noise of y for that of the path; others would count y twice.
+            noise of y for that of the path; others count y twice, which may still serve where the noise is high.
     """
     if name not in TIMES:
         raise ValueError(f"Unknown time grid {name!r}; choose one of {', '.join(TIMES)}.")

@@ -129,7 +129,7 @@ class Task(Model):
 
 
 class Recipe(Model):
-    """recipes/restoration.yaml."""
+    """A file of recipes/."""
 
     prior: str
     seed: int

@@ -21,6 +21,7 @@ from invsolve.operators import OPERATORS
 from invsolve.priors import VE, DiscreteVP, Full, GaussianPrior, GreyPrior, Guided, Metered, PowerLaw, Rescheduled
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
+from invsolve.rng import ImageRng
 from invsolve.solvers._data import approach_data, meet_data, misfit
 from invsolve.solvers.flair import FLAIR
 from invsolve.solvers.flowchef import FlowChef
@@ -248,12 +249,14 @@ def test_flowchef_equals_a_second_writing(row):
 
 
 @pytest.mark.parametrize("row", ["inpaint-random", "downsample", "blur"])
-@pytest.mark.parametrize("back", ["prox", "pinv", "adjoint"])
-def test_psld_equals_a_second_writing(row, back):
+@pytest.mark.parametrize(
+    ("back", "step_size"), [("prox", 0.7), ("pinv", 0.7), ("adjoint", 0.7), ("prox", None), ("pinv", None)]
+)
+def test_psld_equals_a_second_writing(row, back, step_size):
     problem, prior = double(toy(row, sigma=0.1)), GaussianPrior(PowerLaw())
     a, y, gains = dense(problem, prior)
     times = make_times("flowdps", 6, prior.schedule)
-    solver = PSLD(step_size=0.7, gluing=0.3, back=back, data_std=0.5)
+    solver = PSLD(step_size=step_size, gluing=0.3, back=back, data_std=0.5)
     got = run(solver, problem, prior, times, draws(1))
     z = draws(1).numpy().ravel()
     for k, (t, s) in enumerate(pairwise(times.tolist())):
@@ -266,9 +269,37 @@ def test_psld_equals_a_second_writing(row, back):
         else:
             pull = np.linalg.pinv(a, rcond=1e-9) if back == "pinv" else a.T
         glued = pull @ r  # z0 - (A^+ y + z0 - A^+ A z0) for pixels
-        gradient = g.T @ (a.T @ r / np.linalg.norm(r) + 0.3 * a.T @ pull.T @ glued / np.linalg.norm(glued))
-        z = (1 - s) * z0 + s * h @ z - 0.7 * gradient
+        size, radius = np.linalg.norm(r), 0.1 * math.sqrt(len(y))
+        at_z0 = a.T @ r / size * (size > radius)
+        at_z0 = at_z0 + 0.3 * a.T @ pull.T @ glued / np.linalg.norm(glued)
+        gradient = g.T @ at_z0
+        step = step_size
+        if step is None:
+            longest = max(np.linalg.norm(gradient), np.linalg.norm(at_z0))
+            step = max(size - radius, 0) / (np.linalg.norm(gradient) * longest) if gradient.any() else 0
+        z = (1 - s) * z0 + s * h @ z - step * gradient
         np.testing.assert_allclose(got[k], z, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_psld_starts_where_the_clean_end_does_not_depend_on_z(dtype):
+    """Mere noise: no gradient, hence no step, and no division by it."""
+    problem = toy("identity", sigma=0.1)
+    problem = dataclasses.replace(problem, y=problem.y.to(dtype))
+    prior = GaussianPrior(PowerLaw())
+    result = solve(problem, prior, PSLD(), make_times("uniform", 5, prior.schedule))
+    assert result.ok
+
+
+@pytest.mark.parametrize("step_size", [None, 0.7])
+def test_psld_on_another_path(step_size):
+    """Where the gradient at z_t is the longer one, which it is on larger pictures."""
+    prior, solver = GaussianPrior(PowerLaw()), PSLD(step_size=step_size)
+    operator = build_operator("downsample", (3, 32, 32), factor=4)
+    problem = Problem(operator, GaussianNoise(0.1), operator(prior.sample((3, 32, 32), ImageRng([0])).double()))
+    vp = Rescheduled(prior, DiscreteVP(linear_betas()))
+    flow, other = (solve(problem, p, solver, make_times("karras", 10, p.schedule)).samples for p in (prior, vp))
+    torch.testing.assert_close(flow, other, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("travel", [1, 3])

@@ -22,6 +22,7 @@ from invsolve.rng import ImageRng, derive_seed
 from invsolve.sample import measure, sample_prior
 from invsolve.solvers import MMDFlow
 from invsolve.solvers._clusters import clusters
+from invsolve.solvers._experts import MAX_WEIGHTS
 from invsolve.solvers._fitted import load_fitted
 from invsolve.solvers._networks import StageNetwork
 from invsolve.solvers._start import first_guess
@@ -424,6 +425,50 @@ def test_the_score_finds_two_modes(tmp_path):
     assert abs(float((x > 0).float().mean()) - 0.5) < 0.1
     assert float((x.abs() < 0.7).float().mean()) < 0.05
     assert float((x.abs() - 1.15).abs().mean()) < 0.15
+
+
+@pytest.mark.parametrize("noise", [NOISE, NoNoise()])
+@pytest.mark.parametrize("kind", ["constant", "repeated", "two"])
+def test_pictures_that_hardly_vary_can_be_fitted(tmp_path, kind, noise):
+    operator = build_operator("downsample", SHAPE, factor=2)
+    pictures = {
+        "constant": torch.full((60, *SHAPE), 0.3),
+        "repeated": sample_prior(PRIOR, SHAPE, ImageRng([0])).repeat(60, 1, 1, 1),
+        "two": sample_prior(PRIOR, SHAPE, ImageRng([0, 1])),
+    }
+    z = pictures[kind]
+    y = measure(z, operator, noise, ImageRng(range(len(z))))
+    flow = fit(lambda: (z, y), operator, noise, tmp_path / "flow", QUICK, source="few")
+    assert all(tensor.isfinite().all() for tensor in flow.state_dict().values())
+
+
+def test_experts_stay_small_where_the_condition_is_large():
+    """The metrics of the shares count too; one expert alone has none."""
+    several = StageNetwork("experts", 8, (3, 16, 16), (8, 4, 4), drawn=True, blind=True)
+    alone = StageNetwork("experts", 8, (3, 32, 32), (4, 4, 4), drawn=True, blind=True)
+    for network, experts in ((several, 5), (alone, 1)):
+        assert network.net.count == experts
+        assert sum(p.numel() for p in network.parameters()) < 1.01 * MAX_WEIGHTS
+    moves, share = alone.answers(torch.randn(2, 4, 4, 4), torch.randn(2, 3, 32, 32))
+    assert moves.shape == (2, 1, 4, 4, 4)
+    assert share.tolist() == [[1.0], [1.0]]
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(50, 3), torch.randn(5, 3)], ids=["equal", "few"])
+def test_clusters_of_almost_nothing(rows):
+    own = clusters(rows, 8, ImageRng([0]))
+    assert own.shape == (len(rows),)
+    assert own.min() >= 0
+    assert own.max() < 8
+
+
+def test_a_flow_of_another_version_is_refused_with_a_sentence(folder, tmp_path):
+    card = json.loads((folder / "card.json").read_text())
+    del card["format"]
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    (tmp_path / "flow.safetensors").write_bytes((folder / "flow.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="another version of invsolve; fit it again with --overwrite"):
+        MMDFlow(folder=str(tmp_path))
 
 
 REFUSED = {

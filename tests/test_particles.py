@@ -175,6 +175,19 @@ def test_rsd_equals_a_second_writing(split, start):
     torch.testing.assert_close(solver.estimate(state).flatten(1), torch.from_numpy(z), rtol=0, atol=tolerance)
 
 
+def test_rsd_splits_where_there_is_a_decoder():
+    times = torch.tensor([0.9, 0.5, 0.1, 0.0]).double()
+    decoder = LinearDecoder(IsotropicPrior(0.3, 0.7), randn(12, 8, seed=1), (1, 3, 4), (2, 2, 2))
+    picture = Problem(Matrix((1, 3, 4), matrix=randn(5, 12, seed=2)), GaussianNoise(0.2), randn(1, 5, seed=3))
+    for problem, prior, split in ((picture, decoder, True), (toy(), PRIOR, False)):
+        default, same, other = (
+            solver.estimate(run(solver, problem, prior, times, ImageRng([0])))
+            for solver in (RSD(), RSD(split=split), RSD(split=not split))
+        )
+        assert torch.equal(default, same)
+        assert not torch.allclose(default, other)
+
+
 def four_modes():
     """Four modes at the corners of a square that the data, the third number, say nothing about."""
     corners = torch.tensor([[x, y, 0.0] for x in (-1.0, 1.0) for y in (-1.0, 1.0)]).double()
@@ -198,17 +211,23 @@ def test_repulsion_finds_more_modes(split):
     assert found[0.3] > found[0.0] + 0.5, found
 
 
-def test_particles_in_another_order():
+@pytest.mark.parametrize("split", [True, False])
+def test_particles_in_another_order(split):
     """The same draws for exchanged particles: the same particles, exchanged."""
     problem, times = toy().rows(torch.zeros(4, dtype=torch.long), 4), make_times("vp", 6, PRIOR.schedule)
-    solver, order = RSD(gamma=0.05), [2, 0, 3, 1]
+    solver, order = RSD(gamma=0.05, split=split), [2, 0, 3, 1]
     first = solver.estimate(run(solver, problem, PRIOR, times, ImageRng(range(4))))
     other = solver.estimate(run(solver, problem, PRIOR, times, ImageRng(order)))
     torch.testing.assert_close(other, first[order], rtol=1e-9, atol=1e-9)
     assert (first[0] - first[1]).norm() > 0.1
 
 
-PARTICLE_SOLVERS = {"rsd": RSD(gamma=0.05), "mcgdiff": MCGDiff(), "tds": TDS()}
+PARTICLE_SOLVERS = {
+    "rsd": RSD(gamma=0.05),
+    "rsd split": RSD(gamma=0.05, split=True),
+    "mcgdiff": MCGDiff(),
+    "tds": TDS(),
+}
 
 
 @pytest.mark.parametrize("name", PARTICLE_SOLVERS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..rng import ImageRng
@@ -18,7 +19,7 @@ CHUNK = 2**14  # rows whose distances are looked at together
 
 
 def clusters(x: Tensor, count: int, rng: ImageRng) -> Tensor:
-    """The cluster (n,) from 0 to count - 1 of every row of x (n, d); some may be empty.
+    """The cluster (n,) from 0 to count - 1 of every row of x (n, d), n > 0; some may be empty.
 
     Means that Lloyd's algorithm finds from k-means++ (Arthur and Vassilvitskii, 2007) become Gaussians by
     classification EM (Celeux and Govaert, 1992), so that long clusters beside each other are not cut across.  Clusters
@@ -34,8 +35,9 @@ def _attempt(x: Tensor, count: int, rng: ImageRng) -> tuple[Tensor, float]:
     centres = _spread_rows(x, count, rng)
     for _ in range(ROUNDS):
         own = torch.cat([torch.cdist(part, centres).argmin(dim=1) for part in x.split(CHUNK)])
-        sizes = torch.bincount(own, minlength=count).clamp(min=1)
-        centres = torch.zeros_like(centres).index_add_(0, own, x) / sizes[:, None]
+        sizes = torch.bincount(own, minlength=count)[:, None]
+        sums = sum(F.one_hot(a, count).to(x).T @ b for a, b in zip(own.split(CHUNK), x.split(CHUNK), strict=True))
+        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
     spread = float((x - centres[own]).square().mean() + FLOOR * (x - x.mean(dim=0)).square().mean()) + TINY
     own, _ = _gaussians(x, own, count, spread)
     return _gaussians(x, _halve(x, own, count), count, spread)
@@ -48,7 +50,7 @@ def _spread_rows(x: Tensor, count: int, rng: ImageRng) -> Tensor:
     nearest = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
     for v in u[1:]:
         nearest = torch.minimum(nearest, (x - rows[-1]).square().sum(dim=1).double())
-        total = nearest.cumsum(dim=0)
+        total = nearest.cpu().cumsum(dim=0)  # whose order a GPU does not promise
         rows.append(x[min(int(torch.searchsorted(total, v * total[-1])), len(x) - 1)])
     return torch.stack(rows)
 

@@ -147,7 +147,7 @@ def approach_data(
     for k in range(steps):
         if not (size > radius).any():
             break
-        move = -expand_to(pace * (size - radius).clamp_min(0) / dot(g, g).clamp_min(tiny), z) * g
+        move = -expand_to(pace * (size - radius).clamp_min(0) / dot(g, g).clamp_min(tiny**0.5), z) * g
         d = problem.residual(decode(z + move)) - r
         a, b, c = dot(d, d), dot(r, d), (size.square() - radius.square()).clamp_min(0)  # |r + k d|^2 = radius^2
         share = (-b - (b.square() - a * c).clamp_min(0).sqrt()) / a.clamp_min(tiny)

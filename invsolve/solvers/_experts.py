@@ -18,7 +18,8 @@ from ._clusters import clusters
 __all__ = ["Experts"]
 
 MAX_EXPERTS = 48
-MAX_WEIGHTS = 2**20  # of all linear maps of a network together
+MAX_WEIGHTS = 2**22  # of all linear maps of a network and the metrics of their shares together
+TINY = 1e-12  # variance of what does not vary at all
 FLOOR = 1e-3  # of the mean variance, added to all: where the input does not vary it is not blown up
 
 
@@ -63,18 +64,18 @@ class Experts(nn.Module):
     def __init__(self, size_x: int, size_c: int, width: int, *, drawn: bool = False, blind: bool = False) -> None:
         super().__init__()
         size = size_x + size_c
-        self.size_x, self.drawn, self.seen = size_x, drawn, slice(size_x if blind else 0, size)
+        self.size_x, self.seen = size_x, slice(size_x if blind else 0, size)
         self.register_buffer("shift", torch.zeros(size))
         self.register_buffer("whiten", torch.eye(size))
-        self.count = min(max(MAX_WEIGHTS // (size * size_x), 1), MAX_EXPERTS)
         inputs = size - self.seen.start
-        self.gates = (
-            Distances(inputs, self.count)
-            if drawn
-            else nn.Sequential(
+        self.count = min(max(MAX_WEIGHTS // (size * size_x + drawn * inputs**2), 1), MAX_EXPERTS)
+        self.gates: nn.Module | None = None
+        if drawn and self.count > 1:
+            self.gates = Distances(inputs, self.count)
+        elif self.count > 1:
+            self.gates = nn.Sequential(
                 nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, self.count)
             )
-        )
         self.experts = nn.Linear(size, self.count * size_x)
         nn.init.zeros_(self.experts.weight)
         nn.init.zeros_(self.experts.bias)
@@ -87,9 +88,10 @@ class Experts(nn.Module):
             covariance[: self.size_x, self.size_x :] = covariance[self.size_x :, : self.size_x] = 0
         values, vectors = torch.linalg.eigh(covariance)
         self.shift.copy_(h.mean(dim=0))
-        self.whiten.copy_((vectors * (values + FLOOR * values.mean()).rsqrt()) @ vectors.T)
+        self.whiten.copy_((vectors * (values + FLOOR * values.mean()).clamp_min(TINY).rsqrt()) @ vectors.T)
 
-    def start_at_clusters(self, h: Tensor, target: Tensor, noise: bool, rng: ImageRng) -> None:
+    @torch.no_grad()
+    def start_at_clusters(self, h: Tensor, target: Tensor, rng: ImageRng) -> None:
         """Every expert takes the part of the targets that is near one of their cluster means.
 
         It starts as the linear regression of those targets on the input and, where x is noise, adds from it what the
@@ -98,12 +100,11 @@ class Experts(nn.Module):
         Arguments:
             h: inputs (n, size), not whitened.
             target: x after the step (n, size_x).
-            noise: x is noise that has nothing to do with the target.
             rng: of the first cluster means.
         """
         flat, cluster = self._whitened(h).double(), clusters(target, self.count, rng)
         unwhitened = torch.linalg.inv(self.whiten.double())[:, : self.size_x]  # x - its mean is h @ unwhitened
-        spread = h[:, : self.size_x].double().var(dim=0).mean().sqrt()
+        spread = h[:, : self.size_x].double().var(dim=0).mean().clamp_min(TINY).sqrt()
         for k in range(self.count):
             own = cluster == k
             share = max(int(own.sum()), 1) / len(own)
@@ -114,7 +115,7 @@ class Experts(nn.Module):
             covariance.diagonal().add_(a.shape[1])  # as many examples of the whole cloud as there are inputs
             slope = torch.linalg.solve(covariance, (a - middle).T @ (goal - mean))
             moved = unwhitened - slope
-            if noise:
+            if self.seen.start:
                 rest = goal - mean - (a - middle) @ slope
                 values, vectors = torch.linalg.eigh(rest.T @ rest / n)
                 moved = moved - unwhitened / spread @ (vectors * values.clamp_min(0).sqrt()) @ vectors.T
@@ -127,7 +128,10 @@ class Experts(nn.Module):
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """What every map says (B, count, size_x), and the shares (B, count)."""
         flat = self._whitened(h)
-        return self.experts(flat).reshape(len(flat), self.count, -1), self.gates(flat[:, self.seen]).softmax(dim=1)
+        moves = self.experts(flat).reshape(len(flat), self.count, -1)
+        if self.gates is None:
+            return moves, flat.new_ones(len(flat), 1)
+        return moves, self.gates(flat[:, self.seen]).softmax(dim=1)
 
     def _whitened(self, h: Tensor) -> Tensor:
         return (h - self.shift) @ self.whiten

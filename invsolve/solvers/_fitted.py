@@ -28,6 +28,7 @@ from ._start import first_guess
 __all__ = ["Card", "FittedFlow", "condition", "load_fitted", "new_flow", "operator_text"]
 
 CARD, WEIGHTS = "card.json", "flow.safetensors"
+FORMAT = 2  # one more with every change of the networks
 SAME = 1e-3  # mean relative difference on the probe up to which two operators count as one: rounding is far below
 
 Draw = Callable[[tuple[int, ...]], Tensor]  # normal numbers (B, *shape) for the shape of one row
@@ -46,8 +47,9 @@ class Card:
         stages: networks per level.
         first: what the first stage of a level has learned from, "score" or "flow".
         network: "experts" or "unet".
-        width: of the networks.
+        width: of the U-Nets, or of what gives the shares of experts that are not drawn.
         level_noise: standard deviation of what is added where a level doubles the resolution.
+        format: of the networks; flows of other versions are refused.
         about: settings, software and whatever else is to be remembered.
     """
 
@@ -61,7 +63,12 @@ class Card:
     network: NetworkKind
     width: int
     level_noise: float = 0.0
+    format: int = FORMAT
     about: dict[str, Any] = field(default_factory=dict)
+
+
+class OutdatedFlowError(ValueError):
+    """The networks of a stored flow are those of another version."""
 
 
 class FittedFlow(nn.Module):
@@ -174,6 +181,10 @@ def load_fitted(folder: str | Path) -> FittedFlow:
 def _load(folder: str, _changed: int) -> FittedFlow:
     try:
         content = json.loads((Path(folder) / CARD).read_text())
+        if content.get("format") != FORMAT:
+            raise OutdatedFlowError(
+                f"The flow in {folder} was fitted by another version of invsolve; fit it again with --overwrite."
+            )
         content["image_shape"] = tuple(content["image_shape"])
         content["levels"] = tuple(tuple(shape) for shape in content["levels"])
         card = TypeAdapter(Card).validate_python(content)
@@ -181,6 +192,8 @@ def _load(folder: str, _changed: int) -> FittedFlow:
         with torch.random.fork_rng(devices=[]):  # the weights drawn first are not wanted
             flow = FittedFlow(card, tuple(tensors["probe"].shape))
         flow.load_state_dict(tensors)
+    except OutdatedFlowError:
+        raise
     except (ValidationError, ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"The fitted flow in {folder} is damaged ({reason}); fit it again.") from None

@@ -88,7 +88,6 @@ class StageNetwork(nn.Module):
         (channels, height, width_in), (_, rows, columns) = image_shape, shape
         divides = height % rows == 0 and width_in % columns == 0 and height // rows == width_in // columns
         self.fold, self.shape, self.drawn = height // rows if divides else 0, shape, drawn and kind == "experts"
-        self.blind = blind
         channels *= self.fold**2 if divides else 1
         size = rows * columns
         self.net: Experts | UNet = (
@@ -97,8 +96,13 @@ class StageNetwork(nn.Module):
             else UNet(channels + shape[0], shape[0], (rows, columns), width)
         )
 
-    def prepare(self, x: Tensor, c: Tensor, target: Tensor, rng: ImageRng) -> None:
-        """Adapt a new network to the scale of its input, and one that draws to the pictures that it has to make.
+    def prepare(self, x: Tensor, c: Tensor) -> None:
+        """Adapt new experts to the scale of their input: examples of x (n, *shape) and c (n, *image_shape)."""
+        if isinstance(self.net, Experts):
+            self.net.prepare(self._joined(x, c).flatten(1))
+
+    def start(self, x: Tensor, c: Tensor, target: Tensor, rng: ImageRng) -> None:
+        """Start prepared experts that are drawn at the pictures that they have to make.
 
         Arguments:
             x: examples of x (n, *shape).
@@ -107,10 +111,7 @@ class StageNetwork(nn.Module):
             rng: one row.
         """
         if isinstance(self.net, Experts):
-            h = self._joined(x, c).flatten(1)
-            self.net.prepare(h)
-            if self.drawn:
-                self.net.start_at_clusters(h, target.flatten(1), self.blind, rng)
+            self.net.start_at_clusters(self._joined(x, c).flatten(1), target.flatten(1), rng)
 
     def answers(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """All displacements (B, K, *shape) with their shares (B, K)."""

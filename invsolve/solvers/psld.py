@@ -97,14 +97,14 @@ class PSLD(Solver[Tensor]):
             misfit = norm(prediction - problem.y)
             loss = torch.maximum(misfit, problem.radius) + self.gluing * norm(z0 - prior.encode(x))
             g, g0 = torch.autograd.grad(loss.sum(), (z, z0))
+        g = g * sum(prior.schedule(t))  # that of the rectified flow, on which the sums are 1
         if self.step_size is None:
             excess, tiny = (misfit.detach() - problem.radius).clamp_min(0), torch.finfo(g.dtype).tiny
             slope = norm(g) * torch.maximum(norm(g), norm(g0))
-            step_size = expand_to(excess / slope.clamp_min(tiny), g)
+            step_size = expand_to(excess / slope.clamp_min(tiny**0.5), g)
         else:
-            step_size = self.step_size * sum(prior.schedule(t))
-        move = step_size * sum(prior.schedule(s)) * g  # the sums are 1 on the rectified flow
-        return prior.at(s, z0.detach(), z1.detach()) - move
+            step_size = self.step_size
+        return prior.at(s, z0.detach(), z1.detach()) - step_size * sum(prior.schedule(s)) * g
 
     def _picture(self, problem: Problem, data: Tensor) -> Tensor:
         """G applied to data (B, *data_shape)."""

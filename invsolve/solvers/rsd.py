@@ -32,6 +32,7 @@ the official code divides it by d with the rest, so that its gamma is gamma * d 
 | h | – | median^2 / log(N - 1): nothing at N = 2, NaN at N = 1 | median^2 / log N |
 | sigma_break | – | first 60 %, 100 % of the steps: 1.16, 0 | 0 |
 | y | – | a noise draw of its own for every particle | one |
+| split | yes | both | where there is a decoder |
 | start | – | noise, x apart from z | the data, as RED-diff |
 | steps | – | 999 | 100 |
 | result | – | x, or D(z) in the plain version | D(z) |
@@ -71,7 +72,7 @@ class State(NamedTuple):
     x: Tensor  # (B, *image_shape)
     adam_z: torch.optim.Adam
     adam_x: torch.optim.Adam
-    split: bool
+    split: bool  # whether x is in use
 
 
 @dataclass(frozen=True, kw_only=True)
