@@ -269,7 +269,7 @@ def test_psld_equals_a_second_writing(row, back, step_size):
         else:
             pull = np.linalg.pinv(a, rcond=1e-9) if back == "pinv" else a.T
         glued = pull @ r  # z0 - (A^+ y + z0 - A^+ A z0) for pixels
-        size, radius = np.linalg.norm(r), 0.1 * math.sqrt(len(y))
+        size, radius = np.linalg.norm(r), 0.1 * math.sqrt(problem.n_data)
         at_z0 = a.T @ r / size * (size > radius)
         at_z0 = at_z0 + 0.3 * a.T @ pull.T @ glued / np.linalg.norm(glued)
         gradient = g.T @ at_z0
