@@ -101,10 +101,10 @@ class PSLD(Solver[Tensor]):
         if self.step_size is None:
             excess, tiny = (misfit.detach() - problem.radius).clamp_min(0), torch.finfo(g.dtype).tiny
             slope = norm(g) * torch.maximum(norm(g), norm(g0))
-            step_size = expand_to(excess / slope.clamp_min(tiny**0.5), g)
+            move = expand_to(excess / slope.clamp_min(tiny**0.5), g) * g
         else:
-            step_size = self.step_size
-        return prior.at(s, z0.detach(), z1.detach()) - step_size * sum(prior.schedule(s)) * g
+            move = self.step_size * g
+        return prior.at(s, z0.detach(), z1.detach()) - sum(prior.schedule(s)) * move
 
     def _picture(self, problem: Problem, data: Tensor) -> Tensor:
         """G applied to data (B, *data_shape)."""
