@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .record import check_writable
+from .solvers import build_solver
 from .times import TIMES
 from .validate import (
     CURVE,
@@ -99,7 +100,8 @@ def validate_samplers(
         _calibrate(chosen, rows, out, options, console)
         return
     if options.curve:
-        rows = rows[:2] + [dataclasses.replace(row, calls=calls, steps=None) for row in rows[2:] for calls in CURVE]
+        asking = [row for row in rows[2:] if build_solver(row.spec).network_calls(1)]  # the others have one point
+        rows = rows[:2] + [dataclasses.replace(row, calls=calls, steps=None) for row in asking for calls in CURVE]
     measured = _run(chosen, rows, out, options, errors)
     for table in suite_tables(chosen, measured, intervals=False):
         _show(table, console)

@@ -646,7 +646,10 @@ def test_command_writes_a_table_and_goes_on(tmp_path):
 def test_command_draws_curves_and_calibrates(tmp_path, monkeypatch):
     monkeypatch.setattr("invsolve.cli_validate.CURVE", (2, 4))
     words = ("gmm25-8", "--setting", "dy=4", "--solver", "ddnm", "-o", str(tmp_path))
-    assert validate(*words, "--problems", "1", "--samples", "30", "--curve").exit_code == 0
+    particles = ("--solver", "mmdflow(pairs=50, slices=8)")  # without network calls: no curve
+    assert validate(*words, *particles, "--problems", "1", "--samples", "30", "--curve").exit_code == 0
+    rows = [json.loads(line)["row"] for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert rows == [EXACT, PRIOR, "ddnm", "ddnm"]
     assert (tmp_path / "curve dy=4.png").is_file()
     run = validate(*words, "--calibrate", "--simulations", "20", "--samples", "20", "--calls", "3")
     assert run.exit_code == 0, run.output
