@@ -204,7 +204,10 @@ def curve(measured: Iterable[Measured], metric: str) -> dict[str, list[tuple[flo
 
 
 def curve_figure(measured: Iterable[Measured], metric: str, title: str) -> Figure:
-    """The metric against network calls per sample, both on logarithmic axes; floor and prior as lines."""
+    """The metric against network calls per sample, both on logarithmic axes; floor and prior as lines.
+
+    The band is the mean times and over one plus its relative uncertainty; the legend begins with the worst.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -212,10 +215,13 @@ def curve_figure(measured: Iterable[Measured], metric: str, title: str) -> Figur
     axis = figure.subplots()
     points = curve(measured, metric)
     palette = colormaps["tab20"].colors  # type: ignore[attr-defined]
-    for k, (row, found) in enumerate((row, f) for row, f in points.items() if row not in (EXACT, PRIOR)):
+    samplers = [(row, found) for row, found in points.items() if row not in (EXACT, PRIOR)]
+    for k, (row, found) in enumerate(sorted(samplers, key=lambda entry: -entry[1][-1][1])):
         calls, mean, interval = (torch.tensor(column) for column in zip(*found, strict=True))
-        axis.plot(calls, mean, "o-", ms=3, color=palette[k % 20], label=row)
-        axis.fill_between(calls, (mean - interval).clamp_min(1e-9), mean + interval, color=palette[k % 20], alpha=0.12)
+        color, line = palette[k % 20], "os"[k // 20 % 2] + ("-", "--")[k // 20 % 2]
+        axis.plot(calls, mean, line, ms=3, color=color, label=row)
+        factor = 1 + interval / mean
+        axis.fill_between(calls, mean / factor, mean * factor, color=color, alpha=0.08)
     for row, style in ((EXACT, "k--"), (PRIOR, "k:")):
         if row in points:
             axis.axhline(points[row][0][1], ls=style[1:], color=style[0], lw=1, label=row)
