@@ -467,7 +467,7 @@ def test_a_flow_of_another_version_is_refused_with_a_sentence(folder, tmp_path):
     del card["format"]
     (tmp_path / "card.json").write_text(json.dumps(card))
     (tmp_path / "flow.safetensors").write_bytes((folder / "flow.safetensors").read_bytes())
-    with pytest.raises(ValueError, match="another version of invsolve; fit it again with --overwrite"):
+    with pytest.raises(ValueError, match="another version of invsolve"):
         MMDFlow(folder=str(tmp_path))
 
 
@@ -496,7 +496,7 @@ def test_another_size_or_a_damaged_folder_is_refused(folder, tmp_path):
         MMDFlow(folder=str(tmp_path))
     (tmp_path / "card.json").write_text((folder / "card.json").read_text())
     (tmp_path / "flow.safetensors").write_bytes((folder / "flow.safetensors").read_bytes()[:500])
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="cannot be used"):
         MMDFlow(folder=str(tmp_path))
     with pytest.raises(ValueError, match="at least 2"):
         MMDFlow(pairs=1)

@@ -67,10 +67,6 @@ class Card:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-class OutdatedFlowError(ValueError):
-    """The networks of a stored flow are those of another version."""
-
-
 class FittedFlow(nn.Module):
     """Samples of p(x | y) for one operator and one noise model, from one pass through a chain of small networks.
 
@@ -182,9 +178,7 @@ def _load(folder: str, _changed: int) -> FittedFlow:
     try:
         content = json.loads((Path(folder) / CARD).read_text())
         if content.get("format") != FORMAT:
-            raise OutdatedFlowError(
-                f"The flow in {folder} was fitted by another version of invsolve; fit it again with --overwrite."
-            )
+            raise ValueError("it is of another version of invsolve")
         content["image_shape"] = tuple(content["image_shape"])
         content["levels"] = tuple(tuple(shape) for shape in content["levels"])
         card = TypeAdapter(Card).validate_python(content)
@@ -192,11 +186,11 @@ def _load(folder: str, _changed: int) -> FittedFlow:
         with torch.random.fork_rng(devices=[]):  # the weights drawn first are not wanted
             flow = FittedFlow(card, tuple(tensors["probe"].shape))
         flow.load_state_dict(tensors)
-    except OutdatedFlowError:
-        raise
     except (ValidationError, ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"The fitted flow in {folder} is damaged ({reason}); fit it again.") from None
+        raise ValueError(
+            f"The fitted flow in {folder} cannot be used ({reason}); fit it again with --overwrite."
+        ) from None
     return flow.requires_grad_(False).eval()
 
 

@@ -218,8 +218,8 @@ def curve_figure(measured: Iterable[Measured], metric: str, title: str) -> Figur
     samplers = [(row, found) for row, found in points.items() if row not in (EXACT, PRIOR)]
     for k, (row, found) in enumerate(sorted(samplers, key=lambda entry: -entry[1][-1][1])):
         calls, mean, interval = (torch.tensor(column) for column in zip(*found, strict=True))
-        color, line = palette[k % 20], "os"[k // 20 % 2] + ("-", "--")[k // 20 % 2]
-        axis.plot(calls, mean, line, ms=3, color=color, label=row)
+        color = palette[k % 20]
+        axis.plot(calls, mean, ("o-", "s--")[k // 20 % 2], ms=3, color=color, label=row)
         factor = 1 + interval / mean
         axis.fill_between(calls, mean / factor, mean * factor, color=color, alpha=0.08)
     for row, style in ((EXACT, "k--"), (PRIOR, "k:")):
