@@ -62,6 +62,18 @@ class State(NamedTuple):
     ess: Tensor  # (G, steps so far), effective sample size of each group of particles
 
 
+class Components(NamedTuple):
+    """What a step does to every component, in the names of the box."""
+
+    seen: Tensor  # whether it is compared with the data
+    k: Tensor
+    kept: Tensor  # factor of eps in m
+    total: Tensor  # variance of b given z_t
+    gain: Tensor  # K
+    fresh: Tensor  # l
+    carried: Tensor  # factor of x - z0 from q to s
+
+
 @dataclass(frozen=True, kw_only=True)
 class MCGDiff(Solver[State]):
     """Sequential Monte Carlo in the singular basis of A: samples of the posterior, given enough of them.
@@ -107,54 +119,49 @@ class MCGDiff(Solver[State]):
     def step(self, state: State, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         z = state.z
         z0, eps = prior.predict(z, t)
-        operator, rho, eta = _spectral(problem), _noise_ratio(problem), self.eta
+        operator, rho = _spectral(problem), _noise_ratio(problem)
         back = operator.adjoint(problem.y)  # V diag(v^2) b
         (alpha_t, sigma_t), (alpha_s, _) = prior.schedule(t), prior.schedule(s)
         r_t, r_s = prior.schedule.ratio(t), prior.schedule.ratio(s)
 
-        def seen(v: Tensor) -> Tensor:
-            return rho(v) * alpha_t < sigma_t * (1 - ROUNDING)
+        def weigh(v: Tensor) -> list[Tensor]:
+            """Factors of z0, eps and b in (m - b) / std(b | z_t), and of z and b in the same for the potential."""
+            c = self._components(rho(v), alpha_t, sigma_t, r_t, r_s)
+            now = torch.where(c.seen, c.total.rsqrt(), 0)
+            before = torch.where(c.seen, (sigma_t.square() - (alpha_t * rho(v)).square()).clamp_min(0).rsqrt(), 0)
+            return [now, now * c.kept, -_over_square(now, v), before, -alpha_t * _over_square(before, v)]
 
-        def q(v: Tensor) -> Tensor:
-            return torch.where(seen(v), torch.maximum(r_s, rho(v)), r_s)
+        def move(v: Tensor) -> list[Tensor]:
+            """Factors of z0, eps, b and n in the particles at s."""
+            c = self._components(rho(v), alpha_t, sigma_t, r_t, r_s)
+            rest = c.carried * (1 - c.gain)
+            noise = torch.hypot(c.carried * c.k * (1 - c.gain).sqrt(), c.fresh)
+            return [1 - c.carried * c.gain, rest * c.kept, _over_square(c.carried * c.gain, v), noise]
 
-        def k(v: Tensor) -> Tensor:
-            return eta * q(v) * (1 - (q(v) / r_t).square()).clamp_min(0).sqrt()
-
-        def kept(v: Tensor) -> Tensor:  # of eps in m
-            return (q(v).square() - k(v).square()).clamp_min(0).sqrt()
-
-        def total(v: Tensor) -> Tensor:  # variance of b given z_t
-            return k(v).square() + (q(v).square() - rho(v).square()).clamp_min(0)
-
-        def gain(v: Tensor) -> Tensor:  # K
-            return torch.where(seen(v), k(v).square() / total(v), 0)
-
-        def fresh(v: Tensor) -> Tensor:  # l
-            return eta * r_s * (1 - (r_s / q(v)).square()).clamp_min(0).sqrt().nan_to_num(0)
-
-        def carried(v: Tensor) -> Tensor:  # of x - z0 from q to s
-            return torch.where(q(v) > 0, (r_s.square() - fresh(v).square()).clamp_min(0).sqrt() / q(v), 0)
-
-        def now(v: Tensor) -> Tensor:  # one over the standard deviation of b given z_t, and below by the potential
-            return torch.where(seen(v), total(v).rsqrt(), 0)
-
-        def before(v: Tensor) -> Tensor:
-            return torch.where(seen(v), (sigma_t.square() - (alpha_t * rho(v)).square()).clamp_min(0).rsqrt(), 0)
-
-        ahead = operator.spectral(z0, now) + operator.spectral(eps, lambda v: now(v) * kept(v))
-        ahead = ahead - operator.spectral(back, lambda v: _over_square(now(v), v))
-        behind = operator.spectral(z, before) - alpha_t * operator.spectral(back, lambda v: _over_square(before(v), v))
+        ahead_z0, ahead_eps, ahead_b, behind_z, behind_b = _spectral_terms(operator, [z0, eps, back, z, back], weigh)
+        ahead, behind = ahead_z0 + ahead_eps + ahead_b, behind_z + behind_b
         log_w = (dot(behind, behind) - dot(ahead, ahead)) / 2
         parents, _, ess = resample(log_w, problem, self.resampling, 1.0, rng)
         z0, eps = z0[parents], eps[parents]
-
-        x = operator.spectral(z0, lambda v: 1 - carried(v) * gain(v))
-        x = x + operator.spectral(eps, lambda v: carried(v) * (1 - gain(v)) * kept(v))
-        x = x + operator.spectral(back, lambda v: _over_square(carried(v) * gain(v), v))
-        n = rng.randn_like(x)
-        x = x + operator.spectral(n, lambda v: torch.hypot(carried(v) * k(v) * (1 - gain(v)).sqrt(), fresh(v)))
+        x = sum(_spectral_terms(operator, [z0, eps, back, rng.randn_like(z0)], move))
         return State(alpha_s * x, torch.cat([state.ess, ess[:, None]], dim=1))
+
+    def _components(self, rho: Tensor, alpha_t: Tensor, sigma_t: Tensor, r_t: Tensor, r_s: Tensor) -> Components:
+        """The scalars of the box for components with the noise rho."""
+        seen = rho * alpha_t < sigma_t * (1 - ROUNDING)
+        q = torch.where(seen, torch.maximum(r_s, rho), r_s)
+        k = self.eta * q * (1 - (q / r_t).square()).clamp_min(0).sqrt()
+        total = k.square() + (q.square() - rho.square()).clamp_min(0)
+        fresh = self.eta * r_s * (1 - (r_s / q).square()).clamp_min(0).sqrt().nan_to_num(0)
+        return Components(
+            seen=seen,
+            k=k,
+            kept=(q.square() - k.square()).clamp_min(0).sqrt(),
+            total=total,
+            gain=torch.where(seen, k.square() / total, 0),
+            fresh=fresh,
+            carried=torch.where(q > 0, (r_s.square() - fresh.square()).clamp_min(0).sqrt() / q, 0),
+        )
 
     def estimate(self, state: State) -> Tensor:
         return state.z
@@ -170,6 +177,18 @@ def _noise_ratio(problem: Problem) -> Callable[[Tensor], Tensor]:
     level = problem.level[:, None, None, None]
     level = level[:1] if (level == level[0]).all() else level  # one set of factors for all rows
     return lambda v: torch.where(v > 0, level / v, torch.inf)
+
+
+def _spectral_terms(
+    operator: SpectralOperator, terms: list[Tensor], factors: Callable[[Tensor], list[Tensor]]
+) -> tuple[Tensor, ...]:
+    """Every term (B, *image_shape) with its own factors of the singular values, in one pass."""
+    n = len(terms[0])
+
+    def stacked(v: Tensor) -> Tensor:
+        return torch.cat([f.expand(n, *f.shape[1:]) for f in torch.broadcast_tensors(*factors(v))])
+
+    return operator.spectral(torch.cat(terms), stacked).chunk(len(terms))
 
 
 def _over_square(factor: Tensor, v: Tensor) -> Tensor:
