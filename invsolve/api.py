@@ -111,7 +111,8 @@ def restore(
         steps = default_steps(operator, samples) if steps is None else steps
     solver = build_solver(solver) if isinstance(solver, str | Mapping) else solver
     prior_name = type(prior).__name__ if isinstance(prior, Prior) else Path(prior).name
-    prior = (prior if isinstance(prior, Prior) else load_prior(prior, dtype)).to(device)
+    prior = prior if isinstance(prior, Prior) else load_prior(prior, dtype, device=device)
+    prior = prior if prior.placed else prior.to(device)
     if checkpointing:
         prior.checkpoint_gradients()
     if prior.channels == 3 and operator.image_shape[0] == 1:

@@ -1,4 +1,4 @@
-"""The command line: `invsolve restore`, `degrade`, `demo`, `validate`, `calibrate`, `fit`, `list` and `info`.
+"""The command line: `invsolve restore`, `degrade`, `demo`, `validate`, `calibrate`, `fit`, `prior`, `list` and `info`.
 
 Whatever goes wrong for a reason the user can change ends as one sentence and exit code 2, at one place: `_Group`.
 """
@@ -6,11 +6,12 @@ Whatever goes wrong for a reason the user can change ends as one sentence and ex
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from rich.console import Console
@@ -22,10 +23,12 @@ from .choices import DTYPES, NOISES, is_expected, one_line, sentence
 from .cli_calibrate import calibrate_prior
 from .cli_degrade import degrade_files
 from .cli_fit import FitOptions, fit_flow
+from .cli_prior import about_card, convert_prior, describe_card, pull_prior
 from .cli_restore import Options, restore_files
 from .images import MAX_PIXELS
 from .operators import OPERATORS
-from .priors import BUNDLED, PRIORS
+from .priors import BUNDLED, PRIORS, Mode, find_card, load_cards
+from .priors.adm import ADM_MODELS
 from .progress import StepBar
 from .sample import STEPS as PRIOR_STEPS
 from .solvers import SOLVERS
@@ -107,6 +110,10 @@ OutOption = Annotated[
 NoiseOption = Annotated[
     str | None, typer.Option(help=f"Noise model instead of --sigma: {', '.join(NOISES)}, e.g. 'poisson(peak=100)'.")
 ]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(parser=_path, metavar="PATH", help="Folder of downloaded priors; by default that of huggingface_hub."),
+]
 PixelsOption = Annotated[int, typer.Option(min=1, help="Refuse pictures with more pixels than this.")]
 
 
@@ -132,6 +139,25 @@ def restore_command(
         ),
     ] = None,
     prior: Annotated[str, typer.Option(help="A name, or the folder of a diffusers model.")] = "natural",
+    prompt: Annotated[
+        str | None, typer.Option(help="What the pictures show, or a class; of priors that take it.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            parser=_path, metavar="PATH", help="A file with a line 'NAME: PROMPT' per picture, or a folder of NAME.txt."
+        ),
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What they do not show; needs --guidance.")] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="How closely the prompt is followed: 1 (twice as fast) is the prompt alone, 2 to 7 more."),
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(help=f"Of folders and hub priors: {', '.join(get_args(Mode))}; see docs/hub-priors.md.")
+    ] = "auto",
+    offline: Annotated[bool, typer.Option("--offline", help="Take hub priors from the cache only.")] = False,
+    cache_dir: CacheOption = None,
     samples: Annotated[int, typer.Option(help="Posterior samples; several also give their mean and spread.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Time steps; by default those of the solver.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
@@ -159,6 +185,13 @@ def restore_command(
         noise=noise,
         solver=solver,
         prior=prior,
+        prompt=prompt,
+        prompts=prompts,
+        negative_prompt=negative_prompt,
+        guidance=guidance,
+        memory=memory,
+        offline=offline,
+        cache_dir=cache_dir,
         samples=samples,
         steps=steps,
         seed=seed,
@@ -400,6 +433,36 @@ def fit_command(
     fit_flow(inputs or [], out, options, settings, _console())
 
 
+prior_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Priors of the model hub.")
+app.add_typer(prior_app, name="prior")
+
+
+@prior_app.command("pull")
+def pull_command(
+    name: Annotated[str, typer.Argument(help="Of a prior; see `invsolve list priors`.")],
+    cache_dir: CacheOption = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Also its small autoencoder, for --memory low.")] = False,
+) -> None:
+    """Download a prior: weights as safetensors, configurations and tokenizers, and nothing else."""
+    pull_prior(name, cache_dir, tiny, _console())
+
+
+@prior_app.command("convert")
+def convert_command(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            parser=_path, help="A .pt file of guided-diffusion (ADM), or a diffusers folder with .bin files."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", parser=_path, metavar="PATH", help="Folder to write.")],
+    model: Annotated[str | None, typer.Option(help=f"Of a .pt file: {', '.join(ADM_MODELS)}.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="What the checksum of a .pt file must be.")] = None,
+) -> None:
+    """Write pickled weights as a folder of safetensors for --prior; code in them is never run."""
+    convert_prior(checkpoint, out, model, sha256, _console())
+
+
 @app.command("list")
 def list_command(
     what: Annotated[Literal["operators", "priors", "solvers"] | None, typer.Argument(help="By default all.")] = None,
@@ -409,17 +472,24 @@ def list_command(
     for kind in TABLES if what is None else [what]:
         if what is None:
             console.print(f"{kind}:")
-        width = max(map(len, TABLES[kind]))
-        for name, entry in TABLES[kind].items():
-            console.print(f"  {name:{width}}  {_paragraphs(entry)[0]}")
+        lines = {name: _paragraphs(entry)[0] for name, entry in TABLES[kind].items()}
+        if kind == "priors":
+            lines |= {name: about_card(card) for name, card in load_cards().items()}
+        width = max(map(len, lines))
+        for name, line in lines.items():
+            console.print(f"  {name:{width}}  {line}")
 
 
 @app.command("info")
 def info_command(name: Annotated[str, typer.Argument(help="Of an operator, prior or solver.")]) -> None:
     """Describe an operator, prior or solver and its fields."""
     found = [(kind, table[name]) for kind, table in TABLES.items() if name in table]
+    if name in load_cards():
+        _console().print(f"{name} (prior of the model hub)\n\n{describe_card(find_card(name))}")
+        return
     if not found:
         known = "; ".join(f"{kind}: {', '.join(table)}" for kind, table in TABLES.items())
+        known += f"; priors of the hub: {', '.join(load_cards())}"
         raise ValueError(f"Unknown name {name!r}; choose one of {known}.")
     console = _console()
     for kind, entry in found:
@@ -454,7 +524,17 @@ def _options(
     pass
 
 
+class _ToConsole(logging.Handler):
+    """What invsolve logs, as lines beside the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _console(stderr=True).print(one_line(record.getMessage()))
+
+
 def main() -> None:
     """Entry point of the `invsolve` script."""
     keep_memory()
+    log = logging.getLogger("invsolve")
+    log.handlers, log.propagate = [_ToConsole()], False
+    log.setLevel(logging.INFO)
     app()

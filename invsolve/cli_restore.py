@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,9 +30,10 @@ from .devices import find_device
 from .images import Picture, atomic_writes, encode_picture, load_image
 from .operators import Operator
 from .operators.sizes import image_shape_of
-from .priors import Prior, load_prior
+from .priors import Prior, Prompts, load_prior
 from .problem import Noise
 from .progress import StepBar
+from .prompts import read_prompts
 from .record import (
     Settings,
     Source,
@@ -65,6 +66,13 @@ class Options:
     noise: str | None
     solver: str | None
     prior: str
+    prompt: str | None
+    prompts: Path | None
+    negative_prompt: str | None
+    guidance: float | None
+    memory: str
+    offline: bool
+    cache_dir: Path | None
     samples: int
     steps: int | None
     seed: int
@@ -88,6 +96,7 @@ class Plan:
     noise: Noise | float | Literal["auto"]
     prior: Prior
     prior_sha256: str | None
+    texts: Mapping[Source, str] | None
     device: torch.device
 
 
@@ -97,8 +106,8 @@ def restore_files(inputs: Sequence[str], out: Path, options: Options, console: C
     Raises:
         ValueError, TypeError, OSError: an option or a path that makes the whole run impossible; nothing was written.
     """
-    plan = make_plan(options)
     sources = expand_inputs(inputs, out)
+    plan = make_plan(options, sources)
     outputs = plan_outputs(sources, out, _endings(options.samples))
     check_writable(outputs[0].parent)
     bar = StepBar([math.ceil(options.samples / options.batch_size)] * len(sources), console, errors)
@@ -121,7 +130,7 @@ def restore_files(inputs: Sequence[str], out: Path, options: Options, console: C
     return counts["failed"]
 
 
-def make_plan(options: Options) -> Plan:
+def make_plan(options: Options, sources: Sequence[Source]) -> Plan:
     """Check the options and load the prior.
 
     Raises:
@@ -152,9 +161,30 @@ def make_plan(options: Options) -> Plan:
         seed=options.seed,
         device=str(device),
         dtype=options.dtype,
+        negative_prompt=options.negative_prompt,
+        guidance=options.guidance,
+        memory=None if options.memory == "auto" else options.memory,
     )
-    prior = load_prior(options.prior, DTYPES[options.dtype])
-    return Plan(options, settings, operator, fields, noise, prior, prior_sha256(options.prior), device)
+    texts = read_prompts(sources, options.prompt, options.prompts)
+    prior = load_prior(
+        options.prior,
+        DTYPES[options.dtype],
+        prompts=_prompts(options, texts, device),
+        memory=options.memory,
+        device=device,
+        offline=options.offline,
+        cache_dir=options.cache_dir,
+    )
+    identity = prior_sha256(options.prior, options.cache_dir)
+    return Plan(options, settings, operator, fields, noise, prior, identity, texts, device)
+
+
+def _prompts(options: Options, texts: Mapping[Source, str] | None, device: torch.device) -> Prompts | None:
+    """What the prior is asked with; None for what its card says."""
+    if texts is None and options.negative_prompt is None and options.guidance is None:
+        return None
+    every = tuple(dict.fromkeys(texts.values())) if texts is not None else ("",)
+    return Prompts(texts=every, negative=options.negative_prompt or "", scale=options.guidance, device=device)
 
 
 # --- one picture ------------------------------------------------------------------------------------------------------
@@ -188,6 +218,7 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
         operator=format_spec(plan.operator, public_fields(fields)),
         solver=public,
         steps=default_steps(operator, options.samples) if defaults else options.steps,
+        prompt=None if plan.texts is None else plan.texts[source],
     )
     key = run_key(settings, files, __version__)
     record = output.with_name(f"{output.stem}.json")
@@ -209,7 +240,7 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
     result = restore(
         y,
         operator=operator,
-        prior=plan.prior,
+        prior=plan.prior if plan.texts is None else plan.prior.prompted(plan.texts[source]),
         solver=solver,
         sigma=noise,
         samples=options.samples,

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from .images import MAX_PIXELS, SUFFIXES, provenance_of
-from .priors import BUNDLED, PRIORS
+from .priors import BUNDLED, PRIORS, find_card, load_cards, pull
 
 __all__ = [
     "Settings",
@@ -59,6 +59,10 @@ class Settings:
     seed: int
     device: str
     dtype: str
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    guidance: float | None = None
+    memory: str | None = None
 
     def command(self, name: str, batch_size: int, max_pixels: int = MAX_PIXELS) -> str:
         """The command that repeats the run on one picture, typed in the folder that holds its files.
@@ -71,7 +75,7 @@ class Settings:
         options["batch-size"] = batch_size
         if max_pixels != MAX_PIXELS:
             options["max-pixels"] = max_pixels
-        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
         return shlex.join(["invsolve", "restore", typed_name(name), *words])
 
 
@@ -202,11 +206,17 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"Cannot write to {folder}: no permission in {existing}.")
 
 
-def prior_sha256(name: str) -> str | None:
-    """A hash of the weights and configurations of a prior that has them, bundled or in a folder of its own."""
+def prior_sha256(name: str, cache_dir: Path | None = None) -> str | None:
+    """A hash of the weights and configurations of a prior that has them, bundled or in a folder of its own.
+
+    Of a prior of the hub it is that of its commit, which stands for gigabytes.
+    """
     folder = BUNDLED / name if name in PRIORS else Path(name)
     if not folder.is_dir():
-        return None
+        if name not in load_cards():
+            return None
+        commit = pull(name, offline=True, cache_dir=cache_dir).name
+        return hashlib.sha256(f"{find_card(name).repo}@{commit}".encode()).hexdigest()
     hashes = {}
     for path in sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json")):
         with path.open("rb") as file:

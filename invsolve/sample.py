@@ -16,7 +16,7 @@ from .problem import Noise, simulate
 from .rng import ImageRng, derive_seed
 from .times import make_times
 
-__all__ = ["STEPS", "measure", "sample_pictures", "sample_prior"]
+__all__ = ["STEPS", "follow_flow", "measure", "sample_pictures", "sample_prior"]
 
 STEPS = 40  # of the probability flow, where a prior has no sampler of its own
 CHUNK = 64  # rows that go through the network at once
@@ -58,11 +58,19 @@ def sample_prior(
     noise = rng.randn(prior.latent_shape(image_shape), dtype=dtype, device=device)
     parts = []
     for n in noise.split(CHUNK):
-        z = prior.at(times[0], torch.zeros_like(n), n)
-        for t, s in pairwise(times):
-            z = prior.at(s, *prior.predict(z, t))
-        parts.append(z)
+        parts.append(follow_flow(prior, prior.at(times[0], torch.zeros_like(n), n), times))
     return torch.cat(parts)
+
+
+def follow_flow(prior: Prior, z: Tensor, times: Tensor) -> Tensor:
+    """The probability flow from z (B, *latent_shape) at times[0] to times[-1]: Euler's steps of a flow, or DDIM's.
+
+    One network call per step, without noise: both ends of the path are predicted and put together again at the next
+    time, which is x + (s - t) v for a flow and DDIM with eta = 0 for a variance-preserving path.
+    """
+    for t, s in pairwise(times):
+        z = prior.at(s, *prior.predict(z, t))
+    return z
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ if __name__ == "priors":  # found from the root of the repository, where it woul
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,16 +15,25 @@ import torch
 from .base import Endpoints, Guided, Metered, Prior, Rescheduled
 from .covariance import Covariance, Diagonal, Full, PowerLaw, Stationary
 from .decoder import LinearDecoder
+from .denoiser import DenoiserPrior
+from .folder import load_folder
 from .gaussian import GaussianPrior
-from .latent import LatentPrior, load_latent_prior
+from .grey import GreyPrior
+from .hub import Card, find_card, load_cards, pull
+from .latent import LatentPrior
+from .memory import Mode
 from .mixture import GaussianMixture
-from .pixel import GreyPrior, PixelPrior, load_pixel_prior
+from .predictor import Guidance, NetworkPrior
 from .schedule import VE, DiscreteVP, LinearFlow, Schedule
+from .text import Prompts
+from .tiles import TiledPrior
 
 __all__ = [
     "PRIORS",
     "VE",
+    "Card",
     "Covariance",
+    "DenoiserPrior",
     "Diagonal",
     "DiscreteVP",
     "Endpoints",
@@ -31,20 +41,26 @@ __all__ = [
     "GaussianMixture",
     "GaussianPrior",
     "GreyPrior",
+    "Guidance",
     "Guided",
     "LatentPrior",
     "LinearDecoder",
     "LinearFlow",
     "Metered",
-    "PixelPrior",
+    "Mode",
+    "NetworkPrior",
     "PowerLaw",
     "Prior",
+    "Prompts",
     "Rescheduled",
     "Schedule",
     "Stationary",
-    "load_latent_prior",
-    "load_pixel_prior",
+    "TiledPrior",
+    "find_card",
+    "load_cards",
+    "load_folder",
     "load_prior",
+    "pull",
 ]
 
 BUNDLED = Path(__file__).parent
@@ -52,12 +68,12 @@ BUNDLED = Path(__file__).parent
 
 def natural(dtype: torch.dtype = torch.float32) -> Prior:
     """The bundled pixel-space flow-matching prior for photographs; see the model card beside its weights."""
-    return load_pixel_prior(BUNDLED / "natural", dtype)
+    return load_folder(BUNDLED / "natural", dtype)
 
 
 def natural_latent(dtype: torch.dtype = torch.float32) -> Prior:
     """The bundled latent flow-matching prior for photographs, with its autoencoder; see its model card."""
-    return load_latent_prior(BUNDLED / "natural-latent", dtype)
+    return load_folder(BUNDLED / "natural-latent", dtype)
 
 
 def gaussian(_dtype: torch.dtype = torch.float32) -> Prior:
@@ -72,21 +88,47 @@ PRIORS: dict[str, Callable[[torch.dtype], Prior]] = {
 }
 
 
-def load_prior(name: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> Prior:
-    """A prior by its name in PRIORS, or from the folder of a diffusers pipeline.
+def load_prior(
+    name: str | os.PathLike[str],
+    dtype: torch.dtype = torch.float32,
+    *,
+    prompts: Prompts | None = None,
+    memory: str = "fast",
+    device: torch.device | None = None,
+    offline: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Prior:
+    """A prior by its name in PRIORS, from the folder of a diffusers pipeline or model, or from the model hub.
 
     Arguments:
-        name: a name of PRIORS, or a folder (str or Path) with unet/ and scheduler/, and vae/ if it is a latent prior.
+        name: a name of PRIORS, a folder (see `load_folder`), or the name of a card (see `invsolve list priors`).
         dtype: of the network.
+        prompts: what a conditional network is asked with; by default what its card says, or nothing.
+        memory: fast, balanced, low, or auto (see `priors/memory.py`); of folders and hub priors.
+        device: where to compute; the CPU if not given.
+        offline: take a hub prior from the cache only.
+        cache_dir: where hub priors are kept; by default where huggingface_hub keeps them.
 
     Raises:
-        ValueError: neither a known name nor such a folder.
+        ValueError: neither a known name nor such a folder, a prior that cannot be had, or a prompt it does not take.
     """
-    name = os.fspath(name)
+    name, device = os.fspath(name), device or torch.device("cpu")
     if name in PRIORS:
-        return PRIORS[name](dtype)
+        if prompts is not None and prompts != Prompts(device=prompts.device, cache=prompts.cache):
+            raise ValueError(f"The prior {name} takes no prompt and no guidance; leave them out.")
+        return PRIORS[name](dtype).to(device)
     if Path(name).is_dir():
-        return (load_latent_prior if (Path(name) / "vae").is_dir() else load_pixel_prior)(name, dtype)
-    raise ValueError(
-        f"Unknown prior {name!r}; choose one of {', '.join(PRIORS)}, or give the folder of a diffusers model."
-    )
+        return load_folder(name, dtype, prompts=prompts, memory=memory, device=device)
+    if name not in load_cards():
+        raise ValueError(
+            f"Unknown prior {name!r}; choose one of {', '.join([*PRIORS, *load_cards()])}, or give the folder of a "
+            "diffusers model."
+        )
+    card = load_cards()[name]
+    folder = pull(name, offline=offline, cache_dir=cache_dir)
+    wants_tiny = memory == "low" and card.tiny_autoencoder is not None
+    tiny = pull(name, offline=offline, cache_dir=cache_dir, tiny=True) if wants_tiny else None
+    prompts = prompts or Prompts(texts=(card.prompt,), device=device)
+    if prompts.scale is None and (any(prompts.texts) or card.network == "FluxTransformer2DModel"):
+        prompts = replace(prompts, scale=card.guidance)
+    return load_folder(folder, dtype, prompts=prompts, autoencoder=tiny, memory=memory, device=device)

@@ -33,6 +33,7 @@ class Prior(nn.Module, abc.ABC):
     schedule: Schedule
     channels: int | None = None  # image channels it knows; None: any
     calls_per_predict: int = 1  # network calls behind one prediction
+    placed: bool = False  # whether it is where it must stay: weights of few bits, or that come block by block
     calibration: Tensor | None = None  # squared velocity error per element at uniform flow times from 1 to 0
 
     @abc.abstractmethod
@@ -68,6 +69,16 @@ class Prior(nn.Module, abc.ABC):
 
     def sized(self, image_shape: Shape) -> Prior:  # noqa: ARG002
         """This prior for pictures of one size (C, H, W); itself, unless `decode` must crop."""
+        return self
+
+    def prompted(self, prompt: str) -> Prior:
+        """This prior under another of the prompts that it was loaded with.
+
+        Raises:
+            ValueError: it was not loaded with that one, or takes none.
+        """
+        if prompt:
+            raise ValueError(f"{type(self).__name__} takes no prompt, got {prompt!r}; leave it out.")
         return self
 
     def at(self, t: Tensor, clean: Tensor, noise: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import abc
 import torch
 from torch import Tensor
 
-__all__ = ["VE", "DiscreteVP", "LinearFlow", "Schedule", "linear_betas", "scaled_linear_betas"]
+__all__ = ["VE", "DiscreteVP", "LinearFlow", "Schedule", "cosine_betas", "linear_betas", "scaled_linear_betas"]
 
 
 class Schedule(abc.ABC):
@@ -104,3 +104,10 @@ def linear_betas(n: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tenso
 def scaled_linear_betas(n: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
     """The betas of Stable Diffusion: linear in the square root."""
     return torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64) ** 2
+
+
+def cosine_betas(n: int = 1000, start: float = 0.0, end: float = 0.999) -> Tensor:  # noqa: ARG001 - as the others
+    """The betas of improved DDPM, of abar = cos^2 (Nichol & Dhariwal, arXiv 2102.09672, eq. 17), none above 0.999."""
+    u = (torch.linspace(0, 1, n + 1, dtype=torch.float64) + 0.008) / 1.008
+    abar = (u * torch.pi / 2).cos().square()
+    return (1 - abar[1:] / abar[:-1]).clamp_max(0.999)

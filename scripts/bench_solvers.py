@@ -42,7 +42,7 @@ from invsolve import (
 )
 from invsolve.allocator import keep_memory
 from invsolve.operators import OPERATORS
-from invsolve.priors import LatentPrior, PixelPrior
+from invsolve.priors import LatentPrior, NetworkPrior
 from invsolve.problem import GaussianNoise
 from invsolve.spec import parse_spec
 
@@ -117,14 +117,14 @@ def main() -> None:
     if args.checkpointing:
         prior.checkpoint_gradients()
     pixel = prior.prior if isinstance(prior, LatentPrior) else prior
-    if not isinstance(pixel, PixelPrior):
+    if not isinstance(pixel, NetworkPrior):
         raise SystemExit(f"The prior {args.prior} has no network to compare with.")
     truth = held_out(args.size)[:1].to(device)
     name, fields = parse_spec(args.operator, OPERATORS, "operator")
     operator, noise = build_operator(name, (3, args.size, args.size), **fields).to(device), GaussianNoise(0.02)
     problem = Problem(operator, noise, simulate(operator, noise, truth, ImageRng([0])))
     z = torch.randn(1, *prior.latent_shape(operator.image_shape), generator=torch.Generator().manual_seed(0)).to(device)
-    bare_calls(pixel.network, z, 1, 1)  # warm-up
+    bare_calls(pixel.backbone.network, z, 1, 1)  # warm-up
     head = ["solver", "network calls", "gradients", "solve, s", "bare network, s", "ratio", "memory, MiB", "scaling"]
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for spec in args.solvers:
@@ -146,7 +146,9 @@ def main() -> None:
         for _ in range(args.repetitions):
             stats = run(fewest)
             calls, gradients = round(stats["network"]), round(stats["network_vjp"])
-            pairs.append((stats["seconds"], bare_calls(pixel.network, z.expand(fewest, -1, -1, -1), calls, gradients)))
+            pairs.append(
+                (stats["seconds"], bare_calls(pixel.backbone.network, z.expand(fewest, -1, -1, -1), calls, gradients))
+            )
         whole, bare = (statistics.median(column) for column in zip(*pairs, strict=True))
         cells = [f"{calls}", f"{gradients}", f"{whole:.3f}", f"{bare:.3f}"]
         cells += [f"{statistics.median(a / b for a, b in pairs):.3f}", f"{memory:.0f}"]

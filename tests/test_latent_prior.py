@@ -93,7 +93,7 @@ def stored_bytes(prior, z):
 def test_checkpointed_gradients_are_the_same_and_keep_less(folder):
     z = torch.randn(2, 5, 8, 8, generator=torch.Generator().manual_seed(1))
     prior = load_prior(str(folder))
-    torch.nn.init.normal_(prior.prior.network.conv_out.weight, generator=torch.Generator().manual_seed(2))
+    torch.nn.init.normal_(prior.prior.backbone.network.conv_out.weight, generator=torch.Generator().manual_seed(2))
     plain, much = stored_bytes(prior, z)
     prior.checkpoint_gradients()
     checkpointed, little = stored_bytes(prior, z)

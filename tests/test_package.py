@@ -28,8 +28,8 @@ ORDER = [
     ),
     *("metrics", "mmd", "sample", "features", "result", "solver", "solvers", "solve", "validate", "calibrate"),
     *("stages", "fit"),
-    *("api", "record", "choices", "progress", "demo", "allocator"),
-    *("cli_calibrate", "cli_degrade", "cli_fit", "cli_restore", "cli_validate", "cli"),
+    *("api", "record", "choices", "prompts", "progress", "demo", "allocator"),
+    *("cli_calibrate", "cli_degrade", "cli_fit", "cli_prior", "cli_restore", "cli_validate", "cli"),
 ]
 HEAVY = ("diffusers", "transformers", "accelerate", "lpips", "kornia", "matplotlib", "skimage", "scipy", "typer")
 

@@ -23,7 +23,6 @@ from invsolve.priors import (
     PowerLaw,
     Rescheduled,
     Stationary,
-    load_pixel_prior,
     load_prior,
 )
 from invsolve.priors.gaussian import dense_matrix
@@ -399,7 +398,7 @@ def test_pixel_prior_from_folders(tmp_path):
             assert ends.clean.dtype == z.dtype
         batch, t = prior.predict(z, torch.tensor(0.5)), torch.tensor(0.5)
         torch.testing.assert_close(batch.clean[:1], prior.predict(z[:1], t).clean, rtol=1e-4, atol=1e-4)
-        half = load_pixel_prior(folder, torch.bfloat16).predict(z, t).clean
+        half = load_prior(folder, torch.bfloat16).predict(z, t).clean
         assert half.dtype == torch.float32
         assert (half - batch.clean).abs().mean() < 0.05
 
@@ -422,7 +421,7 @@ def test_bad_folders_say_what_is_missing(tmp_path):
     folder = tiny_networks(tmp_path)["epsilon"]
     config = json.loads((folder / "unet" / "config.json").read_text())
     (folder / "unet" / "config.json").write_text(json.dumps({**config, "_class_name": "os.system"}))
-    with pytest.raises(ValueError, match="known pixel networks"):
+    with pytest.raises(ValueError, match="known networks"):
         load_prior(str(folder))
 
 
@@ -433,7 +432,7 @@ def rewrite(path, **changes):
 DAMAGE = {
     "other widths": (
         lambda f: rewrite(f / "unet" / "config.json", widths=[8, 16]),
-        r"does not hold the weights of the ResidualUNet that its config.json describes \(.*size mismatch.*\); save or",
+        r"does not hold the weights of the ResidualUNet that its config.json describes \(.*expected shape.*\); save or",
     ),
     "other class": (
         lambda f: rewrite(f / "unet" / "config.json", _class_name="UNet2DModel"),

@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..linalg import dot
 from ..priors.base import Prior
@@ -86,7 +87,7 @@ class FlowPriors(Solver[State]):
         optimizer = torch.optim.Adam([x], lr=self.lr * float(flow_t - flow_s))
         for _ in range(self.inner_steps):
             e = rng.randn_like(x).sign()
-            with torch.enable_grad():
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
                 leaf = x.detach().requires_grad_(True)
                 clean, noise = prior.predict(scale_t * leaf, t)
                 u = clean - noise

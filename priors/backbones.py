@@ -1,0 +1,273 @@
+"""How each network class of diffusers is called, behind one call: (x_t, time step, condition) -> prediction.
+
+A condition is a dictionary of tensors with one row, made from a prompt by `text.py`; networks that need none get {}.
+Classes are a closed list: nothing is imported by a name in a file.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .base import pad_to_multiple
+
+__all__ = ["BACKBONES", "Backbone", "Condition", "Plain", "find_backbone", "trained_size"]
+
+Condition = Mapping[str, Tensor]
+Nothing = Literal["zeros", "empty prompt", "none"]
+CLIP_TOKENS = 77
+TRAINED_TEXT_TOKENS = {"sd3": 77 + 256, "flux": 512, "sana": 300}  # of the encoders' outputs, as the pipelines pad them
+
+
+class Backbone(nn.Module, abc.ABC):
+    """A diffusers network seen as one function of x_t.
+
+    Arguments:
+        network: of the class it is for.
+        pixels_per_latent: side in pixels of one element of x_t; 1 without an autoencoder.
+    """
+
+    nothing: ClassVar[Nothing] = "none"  # what an absent prompt was in training
+    pipeline: ClassVar[str] = ""  # the diffusers pipeline that encodes its prompts
+    input_wider: ClassVar[bool] = False  # whether x_t is given in float32 also to a half-precision network
+
+    def __init__(self, network: nn.Module, pixels_per_latent: int = 1) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.pixels_per_latent, self.has_gradient = pixels_per_latent, True
+        network.requires_grad_(False).eval()
+
+    @property
+    def channels(self) -> int:
+        """Of x_t."""
+        return int(self.network.config.in_channels)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of x_t must be multiples of this."""
+        return int(self.network.config.patch_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what the network takes."""
+        own: torch.dtype = self.network.dtype
+        return torch.promote_types(own, torch.float32) if self.input_wider else own
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network takes the guidance scale as an input instead of being called twice."""
+        return False
+
+    def zeros(self) -> dict[str, Tensor]:
+        """The condition of nothing at all, where the network was trained with zeros for it."""
+        return {}
+
+    @abc.abstractmethod
+    def call(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """The network on x (B, C, h, w) of its dtype, timestep (B,) in 0 to 1000, rows of conditions (B, ...)."""
+
+    def forward(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """The prediction (B, C, h, w) in the dtype of x.
+
+        Arguments:
+            x: x_t (B, C, h, w) of any size; padded by reflection to the network's multiple and cropped again.
+            timestep: (B,), 1000 for pure noise.
+            condition: tensors with one row for all, or B rows.
+
+        Raises:
+            ValueError: a gradient is wanted of a network that has none where it is.
+        """
+        if x.requires_grad and not self.has_gradient:
+            raise ValueError(
+                "The network comes block by block from the main memory (--memory low) and has no gradient there; take "
+                "--memory balanced, or a solver without gradients through the network: flowdps, flair, diffpir, ddnm."
+            )
+        padded, (height, width) = pad_to_multiple(x.to(self.dtype), self.size_multiple)
+        rows = {name: self._rows(value, padded) for name, value in condition.items()}
+        out = self.call(padded, timestep.expand(len(x)), rows)
+        return out[:, : self.channels, :height, :width].to(x.dtype)  # further channels are a learned variance
+
+    def _rows(self, value: Tensor, x: Tensor) -> Tensor:
+        value = value.to(x.device, x.dtype if value.is_floating_point() else value.dtype)
+        return value.expand(len(x), *value.shape[1:])
+
+
+class Plain(Backbone):
+    """UNet2DModel and ResidualUNet: pixels or latents, without a condition or with a class."""
+
+    @property
+    def channels(self) -> int:
+        return int(self.network.config["channels" if self.input_wider else "in_channels"])
+
+    @property
+    def size_multiple(self) -> int:
+        return int(2 ** (len(self.network.config["down_block_types"]) - 1))
+
+    def call(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        return self.network(x, timestep, **condition).sample
+
+
+class Residual(Plain):
+    """Our own network (`network.py`), which takes pictures in float32 also where it computes in half precision."""
+
+    input_wider = True
+
+    @property
+    def size_multiple(self) -> int:
+        return int(self.network.size_multiple)
+
+
+class StableDiffusion(Backbone):
+    """The U-Nets of Stable Diffusion 1 and 2, and of SDXL, which also takes pooled text and sizes in pixels."""
+
+    nothing: ClassVar[Nothing] = "empty prompt"
+    pipeline = "StableDiffusionPipeline"
+
+    @property
+    def size_multiple(self) -> int:
+        return int(2 ** (len(self.network.config.down_block_types) - 1))
+
+    def zeros(self) -> dict[str, Tensor]:
+        return {"encoder_hidden_states": torch.zeros(1, CLIP_TOKENS, self.network.config.cross_attention_dim)}
+
+    def call(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        return self.network(x, timestep, **condition).sample
+
+
+class SDXL(StableDiffusion):
+    """SDXL: told the size of the picture, (H, W, 0, 0, H, W), as if it had been trained on whole pictures of it."""
+
+    nothing = "zeros"
+    pipeline = "StableDiffusionXLPipeline"
+
+    def zeros(self) -> dict[str, Tensor]:
+        config = self.network.config
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        return super().zeros() | {"text_embeds": torch.zeros(1, pooled)}
+
+    def call(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        height, width = (n * self.pixels_per_latent for n in x.shape[-2:])
+        time_ids = x.new_tensor([[height, width, 0, 0, height, width]]).expand(len(x), -1)
+        added = {"text_embeds": condition["text_embeds"], "time_ids": time_ids}
+        text = condition["encoder_hidden_states"]
+        return self.network(x, timestep, encoder_hidden_states=text, added_cond_kwargs=added).sample
+
+
+class SD3(Backbone):
+    """The transformers of Stable Diffusion 3 and 3.5; each text encoder was left out in training, as zeros."""
+
+    nothing = "zeros"
+    pipeline = "StableDiffusion3Pipeline"
+
+    def zeros(self) -> dict[str, Tensor]:
+        config = self.network.config
+        text = torch.zeros(1, TRAINED_TEXT_TOKENS["sd3"], config.joint_attention_dim)
+        return {"encoder_hidden_states": text, "pooled_projections": torch.zeros(1, config.pooled_projection_dim)}
+
+    def call(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        return self.network(hidden_states=x, timestep=timestep, **condition).sample
+
+
+class Flux(Backbone):
+    """FLUX.1: latents in patches of 2 x 2 as tokens; `dev` takes the guidance scale as an input."""
+
+    nothing = "empty prompt"
+    pipeline = "FluxPipeline"
+
+    @property
+    def channels(self) -> int:
+        return int(self.network.config.in_channels) // 4
+
+    @property
+    def size_multiple(self) -> int:
+        return 2
+
+    @property
+    def embeds_guidance(self) -> bool:
+        return bool(self.network.config.guidance_embeds)
+
+    def zeros(self) -> dict[str, Tensor]:
+        config = self.network.config
+        text = torch.zeros(1, TRAINED_TEXT_TOKENS["flux"], config.joint_attention_dim)
+        return {"encoder_hidden_states": text, "pooled_projections": torch.zeros(1, config.pooled_projection_dim)}
+
+    def call(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        rows, columns = (n // 2 for n in x.shape[-2:])
+        tokens = nn.functional.pixel_unshuffle(x, 2).flatten(2).mT  # (B, rows * columns, 4 C)
+        place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(x)
+        out = self.network(
+            hidden_states=tokens,
+            timestep=timestep / 1000,
+            img_ids=nn.functional.pad(place, (1, 0)),  # (0, row, column)
+            txt_ids=x.new_zeros(condition["encoder_hidden_states"].shape[1], 3),
+            **condition,
+        ).sample
+        return nn.functional.pixel_shuffle(out.mT.unflatten(2, (rows, columns)), 2)
+
+
+class DiT(Backbone):
+    """DiT on ImageNet: the condition is a class, or the one after the last for none; it takes squares only."""
+
+    def zeros(self) -> dict[str, Tensor]:
+        return {"class_labels": torch.tensor([int(self.network.config.num_embeds_ada_norm)])}
+
+    def call(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        square, (height, width) = pad_to_multiple(x, max(x.shape[-2:]))
+        return self.network(square, timestep=timestep, **condition).sample[..., :height, :width]
+
+
+class Sana(Backbone):
+    """Sana's linear transformer, under Gemma's embeddings of the prompt."""
+
+    nothing = "empty prompt"
+    pipeline = "SanaPipeline"
+
+    def zeros(self) -> dict[str, Tensor]:
+        tokens = TRAINED_TEXT_TOKENS["sana"]
+        text = torch.zeros(1, tokens, self.network.config.caption_channels)
+        return {"encoder_hidden_states": text, "encoder_attention_mask": torch.ones(1, tokens, dtype=torch.long)}
+
+    def call(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        return self.network(x, timestep=timestep * self.network.config.timestep_scale, **condition).sample
+
+
+BACKBONES: dict[str, type[Backbone]] = {
+    "ResidualUNet": Residual,
+    "UNet2DModel": Plain,
+    "UNet2DConditionModel": StableDiffusion,
+    "SD3Transformer2DModel": SD3,
+    "FluxTransformer2DModel": Flux,
+    "DiTTransformer2DModel": DiT,
+    "SanaTransformer2DModel": Sana,
+}
+
+
+def trained_size(config: Mapping[str, Any]) -> int | None:
+    """Side of x_t in training, where a network's config says it."""
+    size = config.get("sample_size")
+    return max(size) if isinstance(size, list | tuple) else size
+
+
+def find_backbone(config: Mapping[str, Any]) -> tuple[Any, type[Backbone]]:
+    """The network class that a config.json names, and how it is called.
+
+    Raises:
+        ValueError: it is not one of `BACKBONES`.
+    """
+    import diffusers
+
+    from .network import ResidualUNet
+
+    name = str(config.get("_class_name"))
+    if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
+        name = "DiTTransformer2DModel"  # as it was called when DiT was published
+    if name not in BACKBONES:
+        raise ValueError(f"The prior's network is a {name!r}; known networks are {', '.join(BACKBONES)}.")
+    if name == "ResidualUNet":
+        return ResidualUNet, Residual
+    is_xl = config.get("addition_embed_type") == "text_time"
+    return getattr(diffusers, name), SDXL if is_xl else BACKBONES[name]

@@ -1,0 +1,219 @@
+"""Priors from folders that diffusers wrote: kind, parameterisation and schedule are read from the configs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .backbones import Backbone, find_backbone, trained_size
+from .base import Prior
+from .files import quiet_diffusers, read_json, weights_variant
+from .latent import AUTOENCODERS, LatentPrior
+from .memory import Memory, plan_memory, stored_parameters
+from .predictor import NetworkPrior, Parameterisation
+from .schedule import VE, DiscreteVP, LinearFlow, Schedule, cosine_betas, linear_betas, scaled_linear_betas
+from .text import Prompts, encode_texts, has_encoders
+from .tiles import TiledPrior
+
+__all__ = ["load_folder", "load_network", "path_of"]
+
+LOG = logging.getLogger("invsolve")
+UNKNOWN_SIZE = (
+    128  # side of the latents for which memory is planned where a config does not tell it: FLUX at 1024 pixels
+)
+BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "squaredcos_cap_v2": cosine_betas}
+
+
+def load_folder(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    prompts: Prompts | None = None,
+    autoencoder: str | Path | None = None,
+    memory: str = "fast",
+    device: torch.device | None = None,
+) -> Prior:
+    """Load the folder of a diffusers pipeline or model.
+
+    A pipeline has the network in unet/ or transformer/, scheduler/scheduler_config.json, and vae/ if it is a latent
+    model; a single model has config.json, its weights and scheduler_config.json side by side.  Text encoders are read
+    only for prompts that are not in the cache, and freed before the network is loaded.  Pictures larger than those of
+    the training are predicted in overlapping windows, where the config says that size.
+
+    Arguments:
+        folder: as `save_pretrained` wrote it; weights as safetensors.
+        dtype: of the network; the autoencoder stays in float32, since half precision overflows in decoders.
+        prompts: what to ask a conditional network with; by default nothing.
+        autoencoder: folder of another autoencoder of the same latents, such as a tiny one.
+        memory: a mode of `memory.py`: fast, balanced, low, or auto for the first that fits.
+        device: where to compute; the CPU if not given.
+
+    Raises:
+        ValueError: the folder lacks a part, a part is damaged or not known, or parts do not fit each other.
+    """
+    folder = Path(folder)
+    scheduler = read_json(_first_of(folder, "scheduler/scheduler_config.json", "scheduler_config.json"), folder)
+    part = _first_of(folder, "unet/config.json", "transformer/config.json", "config.json").parent
+    config = read_json(part / "config.json", folder)
+    schedule, parameterisation = path_of(scheduler)
+    kind, backbone_kind = find_backbone(config)
+    prompts = prompts or Prompts()
+    texts = prompts.needed(backbone_kind, has_encoders(folder))
+    encoded = encode_texts(folder, backbone_kind, texts, dtype, prompts)
+    coder = _load_autoencoder(folder, Path(autoencoder) if autoencoder is not None else folder / "vae")
+    factor = 1 if coder is None else LatentPrior.factor_of(coder)
+    size = trained_size(config)
+    plan = plan_memory(
+        memory,
+        network=stored_parameters(part),
+        autoencoder=0 if coder is None else sum(p.numel() for p in coder.parameters()),
+        itemsize=dtype.itemsize,
+        pixels=(factor * (size or UNKNOWN_SIZE)) ** 2,
+        device=device or torch.device("cpu"),
+    )
+    if plan.about:
+        LOG.info(plan.about)
+    backbone = backbone_kind(load_network(kind, part, dtype, plan.quantisation()), factor)
+    prior: Prior = NetworkPrior(
+        backbone,
+        schedule,
+        parameterisation,
+        prompts=prompts.guidances(backbone, encoded),
+        data_std=float(scheduler.get("sigma_data", 0.5)),
+        sigma_min=float(scheduler.get("sigma_min") or 0.002),
+    )
+    prior.calibration = _read_calibration(folder)
+    if size is not None:
+        prior = TiledPrior(prior, size=size, overlap=size // 4)
+    if coder is not None:
+        prior = LatentPrior(coder, prior, tile=plan.tile)
+        if backbone.channels != prior.latent_channels:
+            raise ValueError(
+                f"{folder} holds a network of {backbone.channels} channels and an autoencoder with "
+                f"{prior.latent_channels}; they belong to different models."
+            )
+        if plan.checkpoint:
+            coder.enable_gradient_checkpointing()
+    place(prior, backbone, coder, plan)
+    return prior
+
+
+def place(prior: Prior, backbone: Backbone, coder: nn.Module | None, plan: Memory) -> None:
+    """Network and autoencoder to where the plan has them."""
+    if plan.offload:
+        backbone.network.enable_group_offload(plan.device, offload_type="block_level", num_blocks_per_group=1)
+        backbone.has_gradient = False
+    elif plan.bits is None:
+        backbone.to(plan.device)
+    if coder is not None:
+        coder.to(plan.device)
+    prior.placed = plan.offload or plan.bits is not None
+
+
+def load_network(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, quantisation: Any | None = None) -> Any:
+    """A network of a diffusers class from the folder with its config.json and its weights.
+
+    Arguments:
+        kind: the class.
+        folder: as `save_pretrained` wrote it; weights as safetensors.
+        dtype: of the network.
+        quantisation: what diffusers is told about weights of fewer bits.
+
+    Raises:
+        ValueError: if the weights are missing, damaged or those of another network.
+    """
+    try:
+        with quiet_diffusers():
+            network, loading = kind.from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, torch_dtype=dtype, low_cpu_mem_usage=True,
+                output_loading_info=True, variant=weights_variant(folder), quantization_config=quantisation,
+            )  # fmt: skip
+        if other := [*loading["missing_keys"], *loading["unexpected_keys"]]:
+            raise ValueError(f"{len(other)} tensors are missing or too many, such as {sorted(other)[0]}")
+    except Exception as error:  # of diffusers, torch and safetensors, each with its own for the same few causes
+        reason = str(error).partition(" If you want")[0].replace(str(folder), folder.name)
+        reason = textwrap.shorten(reason, 200, placeholder=" ...").rstrip(".")
+        raise ValueError(
+            f"{folder} does not hold the weights of the {kind.__name__} that its config.json describes ({reason}); "
+            f"save or download the prior again."
+        ) from error
+    return network if quantisation is not None else network.to(memory_format=torch.channels_last)
+
+
+def _load_autoencoder(folder: Path, part: Path) -> Any | None:
+    """The autoencoder in `part`, if the folder is one of a latent model."""
+    import diffusers
+
+    if not part.is_dir():
+        return None
+    name = str(read_json(part / "config.json", folder).get("_class_name"))
+    if name not in AUTOENCODERS:
+        raise ValueError(f"The prior's autoencoder is a {name!r}; known ones are {', '.join(AUTOENCODERS)}.")
+    return load_network(getattr(diffusers, name), part)
+
+
+def _first_of(folder: Path, *names: str) -> Path:
+    """The first of these files that exists, else where the first should be."""
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+
+
+def _read_calibration(folder: Path) -> Tensor | None:
+    """What `invsolve calibrate` left in the folder of a prior, if anything."""
+    try:
+        if (path := folder / "calibration.safetensors").is_file():
+            from safetensors.torch import load_file
+
+            error = load_file(path)["velocity_error"].double()
+        elif (path := folder / "calibration.json").is_file():
+            error = torch.tensor(json.loads(path.read_text())["velocity_error"], dtype=torch.float64)
+        else:
+            return None
+        if error.ndim != 1 or len(error) < 2 or not (error.isfinite() & (error >= 0)).all():
+            raise ValueError("it must hold two or more numbers that are not negative")
+    except Exception as problem:  # safetensors has an error class of its own, and all mean the same
+        raise ValueError(f"{path.name} in {folder} is damaged ({problem}); run invsolve calibrate again.") from problem
+    return error
+
+
+def path_of(config: Mapping[str, Any]) -> tuple[Schedule, Parameterisation]:
+    """Schedule and parameterisation that a scheduler config describes.
+
+    Raises:
+        ValueError: they are not among those known.
+    """
+    name, kind = str(config.get("_class_name")), config.get("prediction_type", "epsilon")
+    if name.startswith("FlowMatch") or kind == "flow_prediction":
+        return LinearFlow(), "velocity"
+    if name.startswith("EDM"):
+        if kind != "epsilon":
+            raise ValueError(f"The scheduler {name} has prediction_type {kind!r}; EDM networks are known as 'epsilon'.")
+        return VE(float(config.get("sigma_max", 80.0))), "edm"
+    betas = BETAS.get(config.get("beta_schedule", "linear"))
+    if betas is None:
+        raise ValueError(
+            f"The scheduler {name} has beta_schedule {config.get('beta_schedule')!r}; known are flow-matching and EDM "
+            f"schedulers and the beta schedules {', '.join(map(repr, BETAS))}."
+        )
+    if config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr"):
+        raise ValueError(
+            f"The scheduler {name} has its own betas (trained_betas or zero-SNR rescaling), not supported."
+        )
+    if kind not in ("epsilon", "sample", "v_prediction"):
+        raise ValueError(f"The scheduler {name} has prediction_type {kind!r}; known are epsilon, sample, v_prediction.")
+    n, start, end = (
+        config.get(key, value)
+        for key, value in {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}.items()
+    )
+    if not (isinstance(n, int) and n >= 1 and all(isinstance(b, int | float) and 0 < b < 1 for b in (start, end))):
+        raise ValueError(
+            f"The scheduler {name} has num_train_timesteps {n!r}, beta_start {start!r} and beta_end {end!r}; expected "
+            f"are a whole number of at least 1 and two between 0 and 1: save or download the prior again."
+        )
+    return DiscreteVP(betas(n, start, end)), kind

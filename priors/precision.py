@@ -1,0 +1,50 @@
+"""Half precision that says where it failed, and one more try in float32."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["finite_or_wider"]
+
+LOG = logging.getLogger("invsolve")
+REMEDY = {
+    "network": "lower the solver's step size or weight",
+    "encoder": "check that the picture is in [-1, 1]",
+    "decoder": "lower the solver's step size or weight, which drives the latents away from pictures",
+}
+
+
+def finite_or_wider(stage: str, module: nn.Module, x: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
+    """call(x); where that is not finite though x is, the stage is named, and tried again in float32.
+
+    From then on the module stays in float32.  What is not finite in float32 either is returned as it is: `solve`
+    reports those rows and goes on with the others.
+
+    Arguments:
+        stage: a name of `REMEDY`.
+        module: what computes, in its own dtype.
+        x: the input of the stage.
+        call: the stage.
+    """
+    out = call(x)
+    finite = x.isfinite().flatten(1).all(dim=1)
+    if bool(out[finite].isfinite().all()):
+        return out
+    own = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    if own in (torch.float16, torch.bfloat16):
+        LOG.warning("The %s gave values that are not finite in %s; it goes on in float32.", stage, _name(own))
+        module.float()
+        out = call(x)
+        if bool(out[finite].isfinite().all()):
+            return out
+    LOG.warning("The %s gave values that are not finite; %s.", stage, REMEDY[stage])
+    return out
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,273 @@
+"""Prompts: texts become conditions by a pipeline's own text encoders, once, and are kept on disk.
+
+Encoders are loaded without the rest of the pipeline, used, and freed before any other network is there.  The cache is
+keyed by the encoders' files and the text, so that a second run with the same prompt loads no encoder.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import os
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backbones import Backbone, Condition
+from .files import quiet_diffusers, read_json, weights_variant
+from .predictor import Guidance
+
+__all__ = ["Prompts", "cache_folder", "encode_texts", "has_encoders"]
+
+LOG = logging.getLogger("invsolve")
+NOT_TEXT = ("transformer", "unet", "vae", "safety_checker", "feature_extractor", "image_encoder", "controlnet")
+EDGE = 1 << 16  # bytes at both ends of a weights file that, with its size, tell it from others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """What a conditional network is asked with.
+
+    Arguments:
+        texts: the prompts, each once; "" is none.  For networks that know classes: the number of a class.
+        negative: the prompt to move away from; "" is none.
+        scale: guidance scale; 1 asks with the prompt alone.  None is what the card of the prior says where there is
+            a prompt, else 1.
+        device: where the text encoders compute.
+        cache: folder of the embeddings; by default `cache_folder()`.
+    """
+
+    texts: tuple[str, ...] = ("",)
+    negative: str = ""
+    scale: float | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.texts or len(set(self.texts)) < len(self.texts):
+            raise ValueError(f"Prompts.texts must hold each prompt once, got {list(self.texts)}.")
+        if not 1 <= self.guidance <= 100:
+            raise ValueError(f"The guidance scale must be 1 to 100, got {self.guidance}; 1 is without guidance.")
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale."""
+        return 1.0 if self.scale is None else self.scale
+
+    def needed(self, kind: type[Backbone], has_encoders: bool) -> list[str]:
+        """The texts that must be encoded before the network is loaded.
+
+        Raises:
+            ValueError: there is a negative prompt and no guidance.
+        """
+        if self.negative and self.guidance == 1:
+            raise ValueError(
+                "A negative prompt has no effect at a guidance scale of 1; raise the scale, for example to 4."
+            )
+        wanted = [*self.texts, *([self.negative] if self.guidance > 1 else [])]
+        if not kind.pipeline:
+            return []
+        return sorted({text for text in wanted if text or (kind.nothing == "empty prompt" and has_encoders)})
+
+    def guidances(self, backbone: Backbone, encoded: dict[str, Condition]) -> dict[str, Guidance]:
+        """What the network is asked with for each text, given the embeddings of those that were `needed`.
+
+        Raises:
+            ValueError: the network takes no prompt, or not such a one.
+        """
+        if backbone.embeds_guidance:
+            if self.negative:
+                raise ValueError(
+                    "This network takes the guidance scale as an input and no negative prompt; leave it out."
+                )
+            scale = torch.tensor([self.guidance])
+            return {
+                text: Guidance({**self._condition(text, backbone, encoded), "guidance": scale}) for text in self.texts
+            }
+        negative = self._condition(self.negative, backbone, encoded) if self.guidance > 1 else None
+        if negative == {}:
+            raise ValueError(f"This prior takes no prompt, hence no guidance scale of {self.guidance}; leave it at 1.")
+        return {
+            text: Guidance(self._condition(text, backbone, encoded), negative, self.guidance) for text in self.texts
+        }
+
+    @staticmethod
+    def _condition(text: str, backbone: Backbone, encoded: dict[str, Condition]) -> Condition:
+        if text in encoded:
+            return encoded[text]
+        zeros = backbone.zeros()
+        if not text:
+            if backbone.nothing == "empty prompt":
+                LOG.warning(
+                    "There is no text encoder for the empty prompt; zeros stand for it, which it was not trained on."
+                )
+            return zeros
+        if "class_labels" not in zeros:
+            raise ValueError(f"This prior takes no prompt, got {text!r}; leave it out.")
+        classes = int(zeros["class_labels"])
+        if not (text.isdecimal() and int(text) < classes):
+            raise ValueError(
+                f"This prior knows classes by number; the prompt must be 0 to {classes - 1}, got {text!r}."
+            )
+        return {"class_labels": torch.tensor([int(text)])}
+
+
+def cache_folder() -> Path:
+    """Where invsolve keeps what it can make again: $INVSOLVE_CACHE, or invsolve in the user's cache folder."""
+    own = os.environ.get("INVSOLVE_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "invsolve"
+
+
+def encode_texts(
+    folder: Path, kind: type[Backbone], texts: Iterable[str], dtype: torch.dtype, prompts: Prompts
+) -> dict[str, Condition]:
+    """The conditions of texts, from the cache or by the text encoders of the pipeline in the folder.
+
+    Arguments:
+        folder: of a diffusers pipeline.
+        kind: whose pipeline encodes.
+        texts: what to encode.
+        dtype: of the encoders.
+        prompts: for its device and cache.
+
+    Raises:
+        ValueError: the folder has no text encoders, or they cannot be read.
+    """
+    texts = list(texts)
+    if not texts:
+        return {}
+    if not _encoder_files(folder):
+        raise ValueError(
+            f"{folder} has no text encoder, so it takes no prompt; leave the prompt out, or download it whole."
+        )
+    identity = _identity(folder, kind.pipeline, dtype)
+    cache = (prompts.cache or cache_folder()) / "prompts"
+    paths = {
+        text: cache / f"{hashlib.sha256((identity + text).encode()).hexdigest()[:32]}.safetensors" for text in texts
+    }
+    known = {text: loaded for text, path in paths.items() if (loaded := _read(path)) is not None}
+    missing = [text for text in texts if text not in known]
+    if missing:
+        known |= _encode(folder, kind, missing, dtype, prompts.device)
+        for text in missing:
+            _write(paths[text], known[text])
+    return known
+
+
+def has_encoders(folder: Path) -> bool:
+    """Whether the folder of a pipeline has text encoders."""
+    return bool(_encoder_files(folder))
+
+
+def _encoder_files(folder: Path) -> list[Path]:
+    return sorted(
+        path for part in ("text_encoder*", "tokenizer*") for path in folder.glob(f"{part}/*") if path.is_file()
+    )
+
+
+def _identity(folder: Path, pipeline: str, dtype: torch.dtype) -> str:
+    """A hash of the encoders' files: names, sizes and both ends, which is where safetensors keep what is in them."""
+    digest = hashlib.sha256(f"{pipeline} {dtype}".encode())
+    for path in _encoder_files(folder):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(EDGE))
+            file.seek(max(size - EDGE, 0))
+            digest.update(file.read(EDGE))
+    return digest.hexdigest()
+
+
+def _encode(
+    folder: Path, kind: type[Backbone], texts: list[str], dtype: torch.dtype, device: torch.device
+) -> dict[str, Condition]:
+    """Load the encoders, use them, and free them."""
+    pipeline = _load_encoders(folder, kind.pipeline, dtype).to(device)
+    with torch.no_grad():
+        encoded = {text: ENCODE[kind.pipeline](pipeline, text, device) for text in texts}
+    del pipeline
+    gc.collect()
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
+    return {text: {k: v.cpu().contiguous() for k, v in condition.items()} for text, condition in encoded.items()}
+
+
+def _load_encoders(folder: Path, name: str, dtype: torch.dtype) -> Any:
+    """The pipeline of that class without its network and autoencoder."""
+    import diffusers
+
+    index = read_json(folder / "model_index.json", folder)
+    try:
+        with quiet_diffusers():
+            return getattr(diffusers, name).from_pretrained(
+                str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True,
+                variant=weights_variant(folder / "text_encoder"), **{part: None for part in NOT_TEXT if part in index},
+            )  # fmt: skip
+    except Exception as error:  # of diffusers, transformers and safetensors
+        reason = textwrap.shorten(str(error).replace(str(folder), folder.name), 200, placeholder=" ...").rstrip(".")
+        raise ValueError(
+            f"The text encoders in {folder} cannot be read by {name} ({reason}); save or download the prior again."
+        ) from error
+
+
+def _of_sd(pipeline: Any, text: str, device: torch.device) -> dict[str, Tensor]:
+    return {"encoder_hidden_states": pipeline.encode_prompt(text, device, 1, False)[0]}
+
+
+def _of_sdxl(pipeline: Any, text: str, device: torch.device) -> dict[str, Tensor]:
+    embeds, _, pooled, _ = pipeline.encode_prompt(text, device=device, do_classifier_free_guidance=False)
+    return {"encoder_hidden_states": embeds, "text_embeds": pooled}
+
+
+def _of_sd3(pipeline: Any, text: str, device: torch.device) -> dict[str, Tensor]:
+    embeds, _, pooled, _ = pipeline.encode_prompt(text, None, None, device=device, do_classifier_free_guidance=False)
+    return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+
+
+def _of_flux(pipeline: Any, text: str, device: torch.device) -> dict[str, Tensor]:
+    embeds, pooled, _ = pipeline.encode_prompt(text, None, device=device)
+    return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+
+
+def _of_sana(pipeline: Any, text: str, device: torch.device) -> dict[str, Tensor]:
+    embeds, mask, _, _ = pipeline.encode_prompt(text, False, device=device)
+    return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
+
+
+ENCODE: dict[str, Callable[[Any, str, torch.device], dict[str, Tensor]]] = {
+    "StableDiffusionPipeline": _of_sd,
+    "StableDiffusionXLPipeline": _of_sdxl,
+    "StableDiffusion3Pipeline": _of_sd3,
+    "FluxPipeline": _of_flux,
+    "SanaPipeline": _of_sana,
+}
+
+
+def _read(path: Path) -> Condition | None:
+    """What the cache has; a damaged file counts as none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def _write(path: Path, condition: Condition) -> None:
+    """Keep a condition; a cache that cannot be written is none."""
+    from safetensors.torch import save
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes(save(dict(condition)))
+        part.replace(path)
+    except OSError as error:
+        LOG.warning("The prompt cache cannot be written (%s); the prompt will be encoded again next time.", error)
