@@ -162,7 +162,12 @@ def restore_command(
     steps: Annotated[int | None, typer.Option(help="Time steps; by default those of the solver.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or xpu, with a number such as cuda:1.")] = "auto",
-    dtype: Annotated[str, typer.Option(help=f"Of the network: {', '.join(DTYPES)}.")] = "float32",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of the network: {', '.join(DTYPES)}.  Default: float32, of hub priors on an accelerator bfloat16."
+        ),
+    ] = None,
     out: OutOption = Path("restored"),
     batch_size: Annotated[int, typer.Option(help="Most samples that go through the network at once.")] = 8,
     checkpointing: Annotated[
@@ -459,7 +464,7 @@ def convert_command(
     model: Annotated[str | None, typer.Option(help=f"Of a .pt file: {', '.join(ADM_MODELS)}.")] = None,
     sha256: Annotated[str | None, typer.Option(help="What the checksum of a .pt file must be.")] = None,
 ) -> None:
-    """Write pickled weights as a folder of safetensors for --prior; code in them is never run."""
+    """Write weights that PyTorch saved as a folder of safetensors for --prior; code in them is never run."""
     convert_prior(checkpoint, out, model, sha256, _console())
 
 

@@ -30,7 +30,7 @@ from .devices import find_device
 from .images import Picture, atomic_writes, encode_picture, load_image
 from .operators import Operator
 from .operators.sizes import image_shape_of
-from .priors import Prior, Prompts, load_prior
+from .priors import Prior, Prompts, load_cards, load_prior
 from .problem import Noise
 from .progress import StepBar
 from .prompts import read_prompts
@@ -77,7 +77,7 @@ class Options:
     steps: int | None
     seed: int
     device: str
-    dtype: str
+    dtype: str | None
     batch_size: int
     checkpointing: bool
     max_pixels: int
@@ -90,6 +90,7 @@ class Plan:
     """Options that have been checked: all that is the same for every picture of a run."""
 
     options: Options
+    sources: Sequence[Source]
     settings: Settings
     operator: str
     fields: dict[str, Any]
@@ -106,8 +107,8 @@ def restore_files(inputs: Sequence[str], out: Path, options: Options, console: C
     Raises:
         ValueError, TypeError, OSError: an option or a path that makes the whole run impossible; nothing was written.
     """
-    sources = expand_inputs(inputs, out)
-    plan = make_plan(options, sources)
+    plan = make_plan(options, inputs, out)
+    sources = plan.sources
     outputs = plan_outputs(sources, out, _endings(options.samples))
     check_writable(outputs[0].parent)
     bar = StepBar([math.ceil(options.samples / options.batch_size)] * len(sources), console, errors)
@@ -130,11 +131,12 @@ def restore_files(inputs: Sequence[str], out: Path, options: Options, console: C
     return counts["failed"]
 
 
-def make_plan(options: Options, sources: Sequence[Source]) -> Plan:
-    """Check the options and load the prior.
+def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
+    """Check the options, find the pictures and load the prior.
 
     Raises:
         ValueError: an unknown name, field or value, or options that contradict each other.
+        FileNotFoundError: there is no such input.
     """
     operator, fields = choose_operator(options.operator, options.mask, options.kernel)
     for kind, count in {"samples": options.samples, "batch-size": options.batch_size}.items():
@@ -142,11 +144,13 @@ def make_plan(options: Options, sources: Sequence[Source]) -> Plan:
             raise ValueError(f"--{kind} must be at least 1, got {count}.")
     if options.steps is not None and not 1 <= options.steps <= 1000:
         raise ValueError(f"--steps must be 1 to 1000, got {options.steps}.")
-    if options.dtype not in DTYPES:
-        raise ValueError(f"Unknown dtype {options.dtype!r}; choose one of {', '.join(DTYPES)}.")
     if not options.prior:
         raise ValueError("--prior is empty; name a prior of `invsolve list priors`, or a folder.")
     device = find_device(options.device)
+    large = options.prior in load_cards() and device.type != "cpu"
+    dtype = options.dtype or ("bfloat16" if large else "float32")
+    if dtype not in DTYPES:
+        raise ValueError(f"Unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
     if options.solver is not None:
         build_solver(options.solver)
     noise = parse_noise(options.sigma, options.noise)
@@ -160,15 +164,16 @@ def make_plan(options: Options, sources: Sequence[Source]) -> Plan:
         steps=options.steps,
         seed=options.seed,
         device=str(device),
-        dtype=options.dtype,
+        dtype=dtype,
         negative_prompt=options.negative_prompt,
         guidance=options.guidance,
         memory=None if options.memory == "auto" else options.memory,
     )
+    sources = expand_inputs(inputs, out)
     texts = read_prompts(sources, options.prompt, options.prompts)
     prior = load_prior(
         options.prior,
-        DTYPES[options.dtype],
+        DTYPES[dtype],
         prompts=_prompts(options, texts, device),
         memory=options.memory,
         device=device,
@@ -176,7 +181,7 @@ def make_plan(options: Options, sources: Sequence[Source]) -> Plan:
         cache_dir=options.cache_dir,
     )
     identity = prior_sha256(options.prior, options.cache_dir)
-    return Plan(options, settings, operator, fields, noise, prior, identity, texts, device)
+    return Plan(options, sources, settings, operator, fields, noise, prior, identity, texts, device)
 
 
 def _prompts(options: Options, texts: Mapping[Source, str] | None, device: torch.device) -> Prompts | None:
@@ -247,7 +252,7 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
         steps=settings.steps,
         seed=options.seed,
         device=plan.device,
-        dtype=DTYPES[options.dtype],
+        dtype=DTYPES[plan.settings.dtype],
         batch_size=options.batch_size,
         checkpointing=options.checkpointing,
         observers=[bar],

@@ -1,4 +1,4 @@
-"""Folders of diffusers whose weights are pickled (.bin), written again with safetensors; code in them is never run."""
+"""Folders of diffusers with weights as .bin files, written again with safetensors; code in them is never run."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def convert_folder(source: str | Path, folder: str | Path) -> Path:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder; give another folder, or remove it first.")
     files = [path for path in sorted(source.rglob("*")) if path.is_file()]
-    pickled = [path for path in files if path.suffix == ".bin"]
-    if not pickled:
+    binary = [path for path in files if path.suffix == ".bin"]
+    if not binary:
         raise ValueError(f"{source} holds no .bin file to convert; give the folder of a diffusers model that has some.")
     if parts := [path for path in files if path.name.endswith(INDEX)]:
         raise ValueError(f"{parts[0]} tells of weights in several parts; save the model again with diffusers instead.")

@@ -28,7 +28,7 @@ def no_quantiser(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("free", "mode"), [(80e9, "fast"), (47e9, "balanced"), (24e9, "balanced"), (16e9, "low"), (8e9, "low")]
+    ("free", "mode"), [(80e9, "fast"), (45e9, "balanced"), (24e9, "balanced"), (16e9, "low"), (8e9, "low")]
 )
 def test_auto_takes_the_first_that_fits(free, mode):
     plan = plan_memory("auto", **BILLIONS, device=GPU, free=int(free))
