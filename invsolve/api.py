@@ -21,7 +21,7 @@ from .operators import OPERATORS, LinearOperator, Operator, Shape, build_operato
 from .operators.base import check_shape
 from .operators.identity import Identity
 from .operators.sizes import image_shape_of
-from .priors import GreyPrior, Prior, load_prior
+from .priors import Prior, as_grey, load_prior
 from .problem import GaussianNoise, Noise, NoNoise, Problem
 from .result import Result
 from .rng import image_seeds
@@ -116,7 +116,7 @@ def restore(
     if checkpointing:
         prior.checkpoint_gradients()
     if prior.channels == 3 and operator.image_shape[0] == 1:
-        prior = GreyPrior(prior)
+        prior = as_grey(prior)
     problems = [Problem(operator, noise, rows) for noise, rows in zip(noises, data.chunk(len(noises)), strict=True)]
     seeds = image_seeds(seed, len(data))
     parts = [seeds] if len(problems) == 1 else [[one] for one in seeds]

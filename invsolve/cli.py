@@ -29,6 +29,7 @@ from .images import MAX_PIXELS
 from .operators import OPERATORS
 from .priors import BUNDLED, PRIORS, Mode, find_card, load_cards
 from .priors.adm import ADM_MODELS
+from .priors.dit import DIT_MODELS
 from .progress import StepBar
 from .sample import STEPS as PRIOR_STEPS
 from .solvers import SOLVERS
@@ -457,15 +458,20 @@ def convert_command(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            parser=_path, help="A .pt file of guided-diffusion (ADM), or a diffusers folder with .bin files."
+            parser=_path,
+            help="A .pt file of ADM (guided-diffusion), DiT or SiT, or a diffusers folder with .bin files.",
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", parser=_path, metavar="PATH", help="Folder to write.")],
-    model: Annotated[str | None, typer.Option(help=f"Of a .pt file: {', '.join(ADM_MODELS)}.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"Of a .pt file: {', '.join([*ADM_MODELS, *DIT_MODELS])}.")] = None,
     sha256: Annotated[str | None, typer.Option(help="What the checksum of a .pt file must be.")] = None,
+    autoencoder: Annotated[
+        Path | None,
+        typer.Option(parser=_path, metavar="PATH", help="Of DiT and SiT: folder of their latents' AutoencoderKL."),
+    ] = None,
 ) -> None:
     """Write weights that PyTorch saved as a folder of safetensors for --prior; code in them is never run."""
-    convert_prior(checkpoint, out, model, sha256, _console())
+    convert_prior(checkpoint, out, model, sha256, autoencoder, _console())
 
 
 @app.command("list")

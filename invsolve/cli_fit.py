@@ -16,7 +16,7 @@ from .devices import find_device
 from .fit import StageReport, fit
 from .images import check_replaceable, load_image
 from .operators import Shape
-from .priors import GreyPrior, load_prior
+from .priors import as_grey, load_prior
 from .problem import GaussianNoise, NoNoise
 from .record import Source, check_writable, expand_inputs
 from .rng import ImageRng, derive_seed
@@ -84,7 +84,7 @@ def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: Fi
     else:
         sources = []
         prior = load_prior(options.prior).to(device)
-        prior = GreyPrior(prior) if options.grey and prior.channels == 3 else prior
+        prior = as_grey(prior) if options.grey and prior.channels == 3 else prior
         prior = prior.sized((shape[0], canvas, canvas))
         latent_shape = prior.latent_shape(shape)
         source = f"{options.pairs} samples of {Path(options.prior).name}, {options.prior_steps} steps"

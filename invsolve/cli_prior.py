@@ -9,6 +9,7 @@ from rich.console import Console
 from .priors import PRIORS, Card, find_card, pull
 from .priors.adm import ADM_MODELS, convert_adm
 from .priors.convert import convert_folder
+from .priors.dit import DIT_MODELS, convert_dit
 
 __all__ = ["about_card", "convert_prior", "describe_card", "pull_prior"]
 
@@ -35,20 +36,35 @@ def pull_prior(name: str, cache_dir: Path | None, tiny: bool, console: Console) 
         console.print(f"{name}: {size / 1e9:.2f} GB in {folder}")
 
 
-def convert_prior(checkpoint: Path, out: Path, model: str | None, sha256: str | None, console: Console) -> None:
-    """Write an ADM checkpoint, or a diffusers folder with .bin files, as a folder that `--prior` takes.
+def convert_prior(
+    checkpoint: Path, out: Path, model: str | None, sha256: str | None, autoencoder: Path | None, console: Console
+) -> None:
+    """Write an ADM, DiT or SiT checkpoint, or a diffusers folder with .bin files, as a folder that `--prior` takes.
 
     Raises:
-        ValueError: the model is unknown, the folder not empty, or the checkpoint not what it should be.
+        ValueError: the model is unknown, the folder not empty, the checkpoint not what it should be, or an autoencoder
+            given to a model without, or not to one with.
     """
     if checkpoint.is_dir():
-        if model is not None or sha256 is not None:
-            raise ValueError(f"--model and --sha256 are for a .pt file, and {checkpoint} is a folder; leave them out.")
+        if model is not None or sha256 is not None or autoencoder is not None:
+            raise ValueError(
+                f"--model, --sha256 and --autoencoder are for a .pt file, and {checkpoint} is a folder; leave them out."
+            )
         folder = convert_folder(checkpoint, out)
-    elif model not in ADM_MODELS:
-        raise ValueError(f"Say which model {checkpoint} is with --model, one of {', '.join(ADM_MODELS)}; got {model}.")
-    else:
+    elif model in DIT_MODELS:
+        if autoencoder is None:
+            raise ValueError(
+                f"The model {model} is one of latents; say with --autoencoder where the folder of their AutoencoderKL "
+                "is, such as stabilityai/sd-vae-ft-ema."
+            )
+        folder = convert_dit(checkpoint, out, DIT_MODELS[model], autoencoder=autoencoder, sha256=sha256)
+    elif model in ADM_MODELS:
+        if autoencoder is not None:
+            raise ValueError(f"The model {model} is one of pixels and has no autoencoder; leave --autoencoder out.")
         folder = convert_adm(checkpoint, out, ADM_MODELS[model], sha256=sha256)
+    else:
+        known = ", ".join([*ADM_MODELS, *DIT_MODELS])
+        raise ValueError(f"Say which model {checkpoint} is with --model, one of {known}; got {model}.")
     console.print(f"converted {checkpoint.name} -> {folder}; use it with --prior {folder}")
 
 

@@ -114,7 +114,7 @@ def solve(
     if prior.channels not in (None, problem.operator.image_shape[0]):
         raise ValueError(
             f"The prior knows pictures with {prior.channels} channels, the operator's have "
-            f"{problem.operator.image_shape[0]}; convert the picture, or wrap a colour prior in GreyPrior."
+            f"{problem.operator.image_shape[0]}; convert the picture, or use as_grey(prior)."
         )
     seeds = image_seeds(seed, len(problem.y))
     for name, count in {"samples": samples, "batch_size": batch_size}.items():

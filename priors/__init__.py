@@ -18,7 +18,7 @@ from .decoder import LinearDecoder
 from .denoiser import DenoiserPrior
 from .folder import load_folder
 from .gaussian import GaussianPrior
-from .grey import GreyPrior
+from .grey import GreyPrior, as_grey
 from .hub import Card, find_card, load_cards, pull
 from .latent import LatentPrior
 from .memory import Mode
@@ -56,6 +56,7 @@ __all__ = [
     "Schedule",
     "Stationary",
     "TiledPrior",
+    "as_grey",
     "find_card",
     "load_cards",
     "load_folder",

@@ -8,8 +8,6 @@ from the same weights; only the learned variance, the second half of the output 
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checkpoints import check_tensors, new_folder, read_checkpoint, require_empty
 from .files import quiet_diffusers
 
 __all__ = ["ADM_MODELS", "AdmConfig", "convert_adm", "unet_weights"]
@@ -130,19 +129,14 @@ def convert_adm(checkpoint: str | Path, folder: str | Path, config: AdmConfig, *
     from diffusers import DDPMPipeline, DDPMScheduler
 
     checkpoint, folder = Path(checkpoint), Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder; give another folder, or remove it first.")
-    weights = unet_weights(_read(checkpoint, sha256), config)
+    require_empty(folder)
+    weights = unet_weights(read_checkpoint(checkpoint, "an ADM network", sha256), config)
     unet = config.unet()
     unet.load_state_dict(weights, assign=True)
     scheduler = DDPMScheduler(1000, 1e-4, 0.02, "linear", variance_type="fixed_large", prediction_type="epsilon")
     pipeline: Any = DDPMPipeline(unet, scheduler)
-    target = folder.resolve()  # a link to an empty folder stays one
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work, quiet_diffusers():
-        written = Path(work) / "prior"  # the temporary folder itself is closed to other users
+    with new_folder(folder) as written, quiet_diffusers():
         pipeline.save_pretrained(written, safe_serialization=True)
-        written.replace(target)
     return folder
 
 
@@ -166,7 +160,7 @@ def unet_weights(weights: Mapping[str, Tensor], config: AdmConfig) -> dict[str, 
             rows = (2 if old == "out.2" else len(new)) * shape[0]  # mean and variance; query, key and value
             convolution = (1,) if kind == "weight" and old.endswith(("qkv", "proj_out")) else ()
             expected[f"{old}.{kind}"] = (rows, *shape[1:], *convolution)
-    _check(weights, expected)
+    check_tensors(weights, expected, "ADM network")
     converted = {}
     for old, names in sources.items():
         value = weights[old].float()
@@ -219,46 +213,3 @@ def _layers(config: AdmConfig) -> dict[str, tuple[str, ...]]:
         if k < last:  # upsampling is at the end of the level's last block
             residual(f"output_blocks.{place - 1}.{1 + attends}", f"up_blocks.{k}.upsamplers.0")
     return layers
-
-
-def _check(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Whether these are the tensors of the network."""
-    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    if missing or extra:
-        lacks = [f"missing ({len(missing)}, such as {missing[0]})"] if missing else []
-        holds = [f"unknown ({len(extra)}, such as {extra[0]})"] if extra else []
-        problem = f"tensors are {' and '.join(lacks + holds)}"
-    elif wrong := [name for name, shape in expected.items() if tuple(weights[name].shape) != shape]:
-        name = wrong[0]
-        problem = f"{name} has the shape {tuple(weights[name].shape)}, expected is {expected[name]}"
-    else:
-        return
-    raise ValueError(
-        f"The checkpoint is not of the ADM network that the config describes: {problem}; "
-        "give the config it was trained with, or download it again."
-    )
-
-
-def _read(checkpoint: Path, sha256: str | None) -> dict[str, Tensor]:
-    """The tensors of a .pt file by their names."""
-    if not checkpoint.is_file():
-        raise ValueError(f"{checkpoint} is not a file; give the .pt file of an ADM network.")
-    if sha256 is not None:
-        with checkpoint.open("rb") as file:
-            got = hashlib.file_digest(file, "sha256").hexdigest()
-        if got != sha256.lower():
-            raise ValueError(f"{checkpoint} has the sha256 {got}, expected is {sha256}; download it again.")
-    try:
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # of torch, zip files and the reader, each with its own for the same few causes
-        raise ValueError(
-            f"{checkpoint} cannot be read as tensors ({type(error).__name__}): it is damaged, or holds code, which "
-            "is never run; download it again from where it was published."
-        ) from error
-    if not isinstance(weights, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
-    ):
-        raise ValueError(
-            f"{checkpoint} holds something else than named tensors; give the state dict of an ADM network."
-        )
-    return weights

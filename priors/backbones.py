@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from .base import pad_to_multiple
 
-__all__ = ["BACKBONES", "Backbone", "Condition", "Plain", "find_backbone", "trained_size"]
+__all__ = ["BACKBONES", "FREQUENCY_SHIFT", "SIT", "Backbone", "Condition", "Plain", "find_backbone", "trained_size"]
 
 Condition = Mapping[str, Tensor]
 Nothing = Literal["zeros", "empty prompt", "none"]
 CLIP_TOKENS = 77
+FREQUENCY_SHIFT = "_downscale_freq_shift"  # in a DiT's config.json; diffusers passes over names with an underscore
+SIT = "SiTTransformer2DModel"  # our name for a DiTTransformer2DModel that is called as SiT; diffusers has none
 TRAINED_TEXT_TOKENS = {"sd3": 77 + 256, "flux": 512, "sana": 300}  # of the encoders' outputs, as the pipelines pad them
 
 
@@ -32,6 +34,7 @@ class Backbone(nn.Module, abc.ABC):
     """
 
     nothing: ClassVar[Nothing] = "none"  # what an absent prompt was in training
+    encodes_no_negative: ClassVar[bool] = False  # whether its pipeline then moves away from the encoded empty prompt
     pipeline: ClassVar[str] = ""  # the diffusers pipeline that encodes its prompts
     input_wider: ClassVar[bool] = False  # whether x_t is given in float32 also to a half-precision network
 
@@ -161,6 +164,7 @@ class SD3(Backbone):
     """The transformers of Stable Diffusion 3 and 3.5; each text encoder was left out in training, as zeros."""
 
     nothing = "zeros"
+    encodes_no_negative = True
     pipeline = "StableDiffusion3Pipeline"
 
     def zeros(self) -> dict[str, Tensor]:
@@ -210,7 +214,17 @@ class Flux(Backbone):
 
 
 class DiT(Backbone):
-    """DiT on ImageNet: the condition is a class, or the one after the last for none; it takes squares only."""
+    """DiT on ImageNet: the condition is a class, or the one after the last for none; it takes squares only.
+
+    The authors embed the time with the frequencies 10000^(-i / 128), diffusers' class with 10000^(-i / 127), which its
+    config cannot change; networks that `dit.py` converted say that theirs are the authors'.
+    """
+
+    def __init__(self, network: nn.Module, pixels_per_latent: int = 1) -> None:
+        super().__init__(network, pixels_per_latent)
+        if self.network.config.get(FREQUENCY_SHIFT) == 0:
+            for block in self.network.transformer_blocks:
+                block.norm1.emb.time_proj.downscale_freq_shift = 0
 
     def zeros(self) -> dict[str, Tensor]:
         return {"class_labels": torch.tensor([int(self.network.config.num_embeds_ada_norm)])}
@@ -218,6 +232,13 @@ class DiT(Backbone):
     def call(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
         square, (height, width) = pad_to_multiple(x, max(x.shape[-2:]))
         return self.network(square, timestep=timestep, **condition).sample[..., :height, :width]
+
+
+class SiT(DiT):
+    """SiT, a DiT with a time of its own: s = 1 at the data, and it predicts dx/ds = data - noise (arXiv 2401.08740)."""
+
+    def call(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        return -super().call(x, 1 - timestep / 1000, condition)
 
 
 class Sana(Backbone):
@@ -242,13 +263,14 @@ BACKBONES: dict[str, type[Backbone]] = {
     "SD3Transformer2DModel": SD3,
     "FluxTransformer2DModel": Flux,
     "DiTTransformer2DModel": DiT,
+    SIT: SiT,
     "SanaTransformer2DModel": Sana,
 }
 
 
 def trained_size(config: Mapping[str, Any]) -> int | None:
-    """Side of x_t in training, where a network's config says it."""
-    size = config.get("sample_size")
+    """Side of x_t in training, where a network's config says it; of FLUX, whose does not, that of 1024 pixels."""
+    size = config.get("sample_size", 128 if config.get("_class_name") == "FluxTransformer2DModel" else None)
     return max(size) if isinstance(size, list | tuple) else size
 
 
@@ -269,5 +291,7 @@ def find_backbone(config: Mapping[str, Any]) -> tuple[Any, type[Backbone]]:
         raise ValueError(f"The prior's network is a {name!r}; known networks are {', '.join(BACKBONES)}.")
     if name == "ResidualUNet":
         return ResidualUNet, Residual
+    if name == SIT:
+        return diffusers.DiTTransformer2DModel, SiT
     is_xl = config.get("addition_embed_type") == "text_time"
     return getattr(diffusers, name), SDXL if is_xl else BACKBONES[name]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from .checkpoints import new_folder, read_checkpoint, require_empty
 
 __all__ = ["convert_folder"]
 
@@ -30,8 +28,7 @@ def convert_folder(source: str | Path, folder: str | Path) -> Path:
             holds something; nothing is written then.
     """
     source, folder = Path(source), Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder; give another folder, or remove it first.")
+    require_empty(folder)
     files = [path for path in sorted(source.rglob("*")) if path.is_file()]
     binary = [path for path in files if path.suffix == ".bin"]
     if not binary:
@@ -40,10 +37,7 @@ def convert_folder(source: str | Path, folder: str | Path) -> Path:
         raise ValueError(f"{parts[0]} tells of weights in several parts; save the model again with diffusers instead.")
     from safetensors.torch import save_file
 
-    target = folder.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
-        written = Path(work) / "prior"
+    with new_folder(folder) as written:
         for path in files:
             copy = written / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -51,18 +45,7 @@ def convert_folder(source: str | Path, folder: str | Path) -> Path:
                 shutil.copyfile(path, copy)
             elif path.suffix == ".bin" and not path.with_suffix(".safetensors").is_file():
                 name = path.name.removeprefix("pytorch_") if path.name.startswith("pytorch_model") else path.name
-                save_file(_read(path), copy.with_name(name).with_suffix(".safetensors"), {"format": "pt"})
-        written.replace(target)
+                weights = read_checkpoint(path, "a diffusers model")
+                whole = {key: value.contiguous().clone() for key, value in weights.items()}  # as safetensors wants it
+                save_file(whole, copy.with_name(name).with_suffix(".safetensors"), {"format": "pt"})
     return folder
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .bin file."""
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: value.contiguous().clone() for name, value in weights.items()}
-    except Exception as error:  # of torch, zip files and the reader, each with its own for the same few causes
-        raise ValueError(
-            f"{path} cannot be read as named tensors ({type(error).__name__}): it is damaged, or holds code, which is "
-            "never run; download it again, or take another prior."
-        ) from error

@@ -25,9 +25,7 @@ from .tiles import TiledPrior
 __all__ = ["load_folder", "load_network", "path_of"]
 
 LOG = logging.getLogger("invsolve")
-UNKNOWN_SIZE = (
-    128  # side of the latents for which memory is planned where a config does not tell it: FLUX at 1024 pixels
-)
+UNKNOWN_SIZE = 64  # of latents, for the memory plan where a config does not tell it
 BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "squaredcos_cap_v2": cosine_betas}
 
 
@@ -72,7 +70,7 @@ def load_folder(
     size = trained_size(config)
     plan = plan_memory(
         memory,
-        network=stored_parameters(part),
+        network=stored_parameters(part) if memory != "fast" else 0,
         autoencoder=0 if coder is None else sum(p.numel() for p in coder.parameters()),
         itemsize=dtype.itemsize,
         pixels=(factor * (size or UNKNOWN_SIZE)) ** 2,

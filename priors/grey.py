@@ -6,9 +6,17 @@ import torch
 from torch import Tensor
 
 from ..linalg import expand_to
-from .base import Endpoints, Prior
+from .base import Endpoints, Prior, Shape
 
-__all__ = ["GreyPrior"]
+__all__ = ["GreyLatents", "GreyPrior", "as_grey"]
+
+PROBE = (3, 64, 64)  # an image shape, to see whether latents have another
+
+
+def as_grey(prior: Prior) -> Prior:
+    """A colour prior, of pixels or of latents, as one of grey pictures."""
+    of_pixels = prior.latent_shape(PROBE) == PROBE
+    return GreyPrior(prior) if of_pixels else GreyLatents(prior)
 
 
 class GreyPrior(Prior):
@@ -35,3 +43,40 @@ class GreyPrior(Prior):
         scale = torch.where(alpha > sigma, inner_alpha / alpha, inner_sigma / (3**0.5 * sigma))  # equal, one is finite
         clean, noise = self.prior.predict((expand_to(scale.to(z), z) * z).expand(-1, 3, -1, -1), inner_t)
         return Endpoints(clean.mean(dim=1, keepdim=True), 3**0.5 * noise.mean(dim=1, keepdim=True))
+
+    def sized(self, image_shape: Shape) -> Prior:
+        prior = GreyPrior(self.prior.sized((3, *image_shape[1:])))
+        prior.calibration = self.calibration
+        return prior
+
+
+class GreyLatents(Prior):
+    """A latent colour prior seen as one of grey pictures: the same latents, decoded and averaged over the channels.
+
+    Arguments:
+        prior: a latent prior of colour pictures.
+    """
+
+    channels = 1
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior, self.schedule, self.calls_per_predict = prior, prior.schedule, prior.calls_per_predict
+        self.calibration = prior.calibration
+
+    def predict(self, z: Tensor, t: Tensor) -> Endpoints:
+        return self.prior.predict(z, t)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.prior.encode(x.expand(-1, 3, -1, -1))
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.prior.decode(z).mean(dim=1, keepdim=True)
+
+    def latent_shape(self, image_shape: Shape) -> Shape:
+        return self.prior.latent_shape((3, *image_shape[1:]))
+
+    def sized(self, image_shape: Shape) -> Prior:
+        prior = GreyLatents(self.prior.sized((3, *image_shape[1:])))
+        prior.calibration = self.calibration
+        return prior

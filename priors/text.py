@@ -70,10 +70,12 @@ class Prompts:
             raise ValueError(
                 "A negative prompt has no effect at a guidance scale of 1; raise the scale, for example to 4."
             )
-        wanted = [*self.texts, *([self.negative] if self.guidance > 1 else [])]
         if not kind.pipeline:
             return []
-        return sorted({text for text in wanted if text or (kind.nothing == "empty prompt" and has_encoders)})
+        wanted = {*self.texts, *([self.negative] if self.guidance > 1 else [])}
+        if not has_encoders or not (kind.nothing == "empty prompt" or (kind.encodes_no_negative and any(wanted))):
+            wanted.discard("")
+        return sorted(wanted)
 
     def guidances(self, backbone: Backbone, encoded: dict[str, Condition]) -> dict[str, Guidance]:
         """What the network is asked with for each text, given the embeddings of those that were `needed`.

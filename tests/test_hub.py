@@ -143,7 +143,7 @@ def test_a_cached_prompt_loads_no_text_encoder(folders, monkeypatch, own_cache):
     prompts = Prompts(texts=("a face", "a dog"), scale=2.0)
     first = load_folder(folders("sd3"), prompts=prompts)
     files = sorted((own_cache / "prompts").iterdir())
-    assert len(files) == 2 and all(load_file(path) for path in files)
+    assert len(files) == 3 and all(load_file(path) for path in files)
 
     def never(*_):
         raise AssertionError("a text encoder was loaded")

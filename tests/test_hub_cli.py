@@ -360,5 +360,5 @@ def test_convert_command(folder):
     run = invsolve("prior", "convert", "no.pt", "--model", "ffhq-256", "-o", "out")
     assert run.exit_code == 2 and "no.pt" in run.output and "Traceback" not in run.output
     run = invsolve("prior", "convert", "no.pt", "--model", "ffhq", "-o", "out")
-    assert "with --model, one of ffhq-256, imagenet-256; got ffhq" in run.output
+    assert "with --model, one of ffhq-256, imagenet-256, dit-xl-256, dit-xl-512, sit-xl-256; got ffhq" in run.output
     assert not (folder / "work" / "out").exists()

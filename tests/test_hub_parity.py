@@ -57,6 +57,17 @@ def run_theirs(name, pipeline, latents, scale, negative):
     return pipeline([PROMPT] * 2, latents=latents, guidance_scale=scale, **negatives, **options).images
 
 
+@pytest.mark.parametrize("name", ["sd1.5", "sdxl", "sd3"])
+def test_guidance_without_a_negative_prompt_is_the_pipelines(name, folders):
+    folder, pipeline = folders(name)
+    latents = latents_of(name, 16, 16)
+    expected = run_theirs(name, pipeline, latents, 4.0, None)
+    prior = load_folder(folder, prompts=Prompts(texts=(PROMPT,), scale=4.0))
+    with torch.no_grad():
+        z = follow_flow(prior, latents, their_times(pipeline.scheduler).float())
+    assert (z - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 @pytest.mark.parametrize("name", [name for name in PIPELINES if name != "dit"])
 def test_our_loop_is_the_pipelines(name, scale, folders):

@@ -19,7 +19,7 @@ from invsolve import (
 )
 from invsolve.images import to_tensor
 from invsolve.metrics import psnr
-from invsolve.priors import LatentPrior
+from invsolve.priors import LatentPrior, as_grey
 from invsolve.priors.network import ResidualUNet
 
 SHAPE = (3, 21, 30)  # not a multiple of the factor 4
@@ -139,3 +139,20 @@ def test_natural_latent_takes_any_size():
     assert tuple(z.shape[1:]) == prior.latent_shape((3, 45, 38)) == (8, 12, 10)
     assert sized.decode(z).shape == x.shape
     assert (sized.decode(z) - x).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("solver", ["diffpir", "flowdps", "psld", "reddiff"])
+def test_grey_pictures_with_a_latent_prior(folder, solver):
+    y = torch.rand(1, 1, 9, 11) * 2 - 1
+    result = restore(y, operator="downsample(factor=2)", prior=load_prior(folder), solver=solver, sigma=0.1, steps=3)
+    assert result.ok and result.samples.shape == (1, 1, 1, 18, 22)
+
+
+def test_grey_latents_are_those_of_the_grey_picture_in_colour(folder):
+    prior = load_prior(folder)
+    grey = as_grey(prior)
+    x = torch.rand(2, 1, 12, 10) * 2 - 1
+    torch.testing.assert_close(grey.encode(x), prior.encode(x.expand(-1, 3, -1, -1)))
+    z = torch.randn(2, *grey.latent_shape((1, 12, 10)))
+    sized = grey.sized((1, 11, 10))
+    torch.testing.assert_close(sized.decode(z), prior.sized((3, 11, 10)).decode(z).mean(dim=1, keepdim=True))
