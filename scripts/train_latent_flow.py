@@ -17,6 +17,8 @@ from torch import Tensor
 from train_natural import build, flow_loss, is_inner, save
 from training import Crops, add_arguments, ahead, train
 
+from invsolve.priors import GaussianPrior, LatentPrior, PowerLaw
+
 LOG_SIGMA = (-0.6, 1.4)  # latents have the standard deviation 1 and less redundancy than pixels: higher than on pixels
 
 
@@ -31,20 +33,16 @@ def main() -> None:
     torch.set_flush_denormal(True)
     torch.manual_seed(args.seed)
     autoencoder = AutoencoderKL.from_pretrained(args.out / "vae", low_cpu_mem_usage=False)
-    autoencoder = autoencoder.to(memory_format=torch.channels_last)
+    coder = LatentPrior(autoencoder, GaussianPrior(PowerLaw()))  # for its `encode`
     network = build(parser, args, channels=autoencoder.config.latent_channels, patch=1, data_std=1.0)
     crops = Crops(args.data, args.crop, args.seed)
     residual = torch.compile(network.residual, dynamic=False)
 
-    scale, shift = autoencoder.config.scaling_factor, autoencoder.config.shift_factor
-
     @torch.no_grad()
     def latents() -> Tensor:
         """Shifted and scaled E(x) of a batch of crops."""
-        x = crops.batch(args.batch).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            mean = autoencoder.encode(x).latent_dist.mode()
-        return (mean.float() - shift) * scale
+            return coder.encode(crops.batch(args.batch).contiguous(memory_format=torch.channels_last))
 
     draw = ahead(latents)
     train(network, is_inner, lambda: flow_loss(residual, draw(), 1.0, *args.log_sigma), save, args, 0.2)

@@ -39,6 +39,11 @@ def own_cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+def backbone_of(prior):
+    """Of a latent prior: autoencoder, windows, network."""
+    return prior.prior.prior.backbone
+
+
 def shape_of(prior, size=32):
     return prior.latent_shape((3, size, size))
 
@@ -96,17 +101,14 @@ def test_a_saved_prior_loads_the_same(name, folders, tmp_path):
     prior = load_prior(folders(name))
     part = "unet" if name.startswith("sd1") or name == "sdxl" else "transformer"
     copy = tmp_path / "copy"
-    prior.prior.prior.backbone.network.save_pretrained(copy / part) if hasattr(prior.prior, "prior") else (
-        prior.prior.backbone.network.save_pretrained(copy / part)
-    )
+    backbone_of(prior).network.save_pretrained(copy / part)
     prior.autoencoder.save_pretrained(copy / "vae")
     (copy / "scheduler").mkdir()
     for file in (folders(name) / "scheduler").iterdir():
         (copy / "scheduler" / file.name).write_bytes(file.read_bytes())
     z, t = torch.randn(1, *shape_of(prior)), torch.tensor(0.5)
     again = load_folder(copy, prompts=None)  # without text encoders: zeros stand for no prompt
-    zeros = prior.prior.prior.backbone.zeros() if hasattr(prior.prior, "prior") else prior.prior.backbone.zeros()
-    assert zeros
+    assert backbone_of(prior).zeros()
     torch.testing.assert_close(again.encode(again.decode(z)), prior.encode(prior.decode(z)))
     if name in ("sd3", "sdxl"):
         torch.testing.assert_close(again.predict(z, t), prior.predict(z, t))
@@ -126,7 +128,7 @@ def test_prompts_change_the_prediction_and_are_told_apart(folders):
 
 def test_guidance_is_one_batched_call(folders, monkeypatch):
     prior = load_folder(folders("sd1.5"), prompts=Prompts(texts=("a face",), scale=3.0))
-    network = prior.prior.prior.backbone.network
+    network = backbone_of(prior).network
     rows = []
     monkeypatch.setattr(
         network, "forward", lambda x, *a, f=network.forward, **k: (rows.append(len(x)), f(x, *a, **k))[1]
