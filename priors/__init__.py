@@ -21,7 +21,7 @@ from .gaussian import GaussianPrior
 from .grey import GreyPrior, as_grey
 from .hub import Card, find_card, load_cards, pull
 from .latent import LatentPrior
-from .memory import Mode
+from .memory import Mode, plan_memory
 from .mixture import GaussianMixture
 from .predictor import Guidance, NetworkPrior
 from .schedule import VE, DiscreteVP, LinearFlow, Schedule
@@ -126,6 +126,14 @@ def load_prior(
             "diffusers model."
         )
     card = load_cards()[name]
+    memory = plan_memory(
+        memory,
+        network=card.parameters.network,
+        autoencoder=card.parameters.autoencoder,
+        itemsize=dtype.itemsize,
+        pixels=card.size**2,
+        device=device,
+    ).mode  # here, since it decides which autoencoder is needed
     folder = pull(name, offline=offline, cache_dir=cache_dir)
     wants_tiny = memory == "low" and card.tiny_autoencoder is not None
     tiny = pull(name, offline=offline, cache_dir=cache_dir, tiny=True) if wants_tiny else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,6 @@ from .tiles import TiledPrior
 
 __all__ = ["load_folder", "load_network", "path_of"]
 
-LOG = logging.getLogger("invsolve")
 UNKNOWN_SIZE = 64  # of latents, for the memory plan where a config does not tell it
 BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "squaredcos_cap_v2": cosine_betas}
 
@@ -76,8 +74,6 @@ def load_folder(
         pixels=(factor * (size or UNKNOWN_SIZE)) ** 2,
         device=device or torch.device("cpu"),
     )
-    if plan.about:
-        LOG.info(plan.about)
     backbone = backbone_kind(load_network(kind, part, dtype, plan.quantisation()), factor)
     prior: Prior = NetworkPrior(
         backbone,

@@ -13,6 +13,7 @@ gradient, and text encoders, which are gone by then.
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 __all__ = ["FAST", "Memory", "Mode", "free_memory", "plan_memory", "stored_parameters"]
 
 Mode = Literal["auto", "fast", "balanced", "low"]
+LOG = logging.getLogger("invsolve")
 TILE = 512  # pixels
 CPU = torch.device("cpu")
 # Of the usual AutoencoderKL decoder (128, 256, 512, 512 channels) in float32, per pixel of the picture, by
@@ -43,7 +45,6 @@ class Memory:
         bits: of the network's weights, 8 or 4; None as they are asked for.
         offload: the network comes from the main memory block by block.
         device: of what is not offloaded.
-        about: a sentence on the choice; empty where nothing was chosen.
     """
 
     mode: Literal["fast", "balanced", "low"]
@@ -52,7 +53,6 @@ class Memory:
     bits: Literal[8, 4] | None = None
     offload: bool = False
     device: torch.device = CPU
-    about: str = ""
 
     def quantisation(self) -> Any | None:
         """What diffusers is told about the bits."""
@@ -82,7 +82,7 @@ def plan_memory(
     device: torch.device,
     free: int | None = None,
 ) -> Memory:
-    """What a mode means for a prior, and for `auto` which one fits.
+    """What a mode means for a prior, and for `auto` which one fits, which is logged.
 
     Arguments:
         mode: a `Mode`.
@@ -106,19 +106,19 @@ def plan_memory(
         "balanced": network * itemsize + 4 * autoencoder + tiles * RECOMPUTED,
         "low": (network * bits / 8 if bits else on_device) + 4 * autoencoder + tiles * RECOMPUTED,
     }
-    about = ""
     if mode == "auto":
         free = free_memory(device) if free is None else free
         fitting = [name for name, need in needs.items() if need <= SHARE * free]
         mode = fitting[0] if fitting else "low"
         about = f"Memory mode {mode}: about {_gb(needs[mode])} for a picture of {pixels**0.5:.0f}^2, {_gb(free)} free"
         about += " on the device." if fitting else "; it may not fit: restore smaller pictures or take a smaller prior."
+        LOG.info(about)
     if mode == "fast":
-        return Memory(mode="fast", device=device, about=about)
+        return Memory(mode="fast", device=device)
     if mode == "balanced":
-        return Memory(mode="balanced", tile=TILE, checkpoint=True, device=device, about=about)
+        return Memory(mode="balanced", tile=TILE, checkpoint=True, device=device)
     offload = bits is None and device.type != "cpu"
-    return Memory(mode="low", tile=TILE, checkpoint=True, bits=bits, offload=offload, device=device, about=about)
+    return Memory(mode="low", tile=TILE, checkpoint=True, bits=bits, offload=offload, device=device)
 
 
 def free_memory(device: torch.device) -> int:

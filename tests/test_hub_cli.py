@@ -237,6 +237,16 @@ def test_a_hub_prior_restores_with_a_prompt(monkeypatch, folder):
     assert other.exit_code == 0 and "done already" not in other.output
 
 
+@pytest.mark.parametrize(("mode", "tiny"), [("fast", False), ("balanced", False), ("low", True), ("auto", True)])
+def test_the_tiny_autoencoder_is_fetched_where_it_is_needed(mode, tiny, monkeypatch, folder):
+    asked = on_the_hub(monkeypatch, folder, "sd3.5-medium", "sd3")
+    monkeypatch.setattr("invsolve.priors.memory.free_memory", lambda _: 1_000_000_000)  # only low can fit
+    monkeypatch.setattr("invsolve.priors.load_folder", lambda *_, **fields: fields)
+    fields = load_prior("sd3.5-medium", torch.bfloat16, memory=mode)
+    assert ("madebyollin/taesd3" in [repo for repo, _ in asked]) == tiny == (fields["autoencoder"] is not None)
+    assert fields["memory"] == ("low" if mode == "auto" else mode)
+
+
 def test_pull_says_where_a_prior_is(monkeypatch, folder):
     on_the_hub(monkeypatch, folder, "ddpm-cat-256", "unet2d")
     run = invsolve("prior", "pull", "ddpm-cat-256")

@@ -1,6 +1,7 @@
 """Memory modes: what they mean, which one fits, and that none changes what comes out."""
 
 import importlib.util
+import logging
 
 import pytest
 import torch
@@ -30,17 +31,19 @@ def no_quantiser(monkeypatch):
 @pytest.mark.parametrize(
     ("free", "mode"), [(80e9, "fast"), (45e9, "balanced"), (24e9, "balanced"), (16e9, "low"), (8e9, "low")]
 )
-def test_auto_takes_the_first_that_fits(free, mode):
+def test_auto_takes_the_first_that_fits_and_says_so(free, mode, caplog):
+    caplog.set_level(logging.INFO, "invsolve")
     plan = plan_memory("auto", **BILLIONS, device=GPU, free=int(free))
-    assert plan.mode == mode and f"Memory mode {mode}: about " in plan.about and plan.about.endswith(".")
-    assert f"{free / 1e9:.1f} GB free on the device" in plan.about
+    assert plan.mode == mode and f"Memory mode {mode}: about " in caplog.text
+    assert f"{free / 1e9:.1f} GB free on the device." in caplog.text
     assert plan.offload == (mode == "low")
     assert (plan.tile, plan.checkpoint) == ((None, False) if mode == "fast" else (512, True))
 
 
-def test_auto_says_when_nothing_fits():
-    plan = plan_memory("auto", **BILLIONS, device=GPU, free=int(2e9))
-    assert plan.mode == "low" and "it may not fit: restore smaller pictures or take a smaller prior." in plan.about
+def test_auto_says_when_nothing_fits(caplog):
+    caplog.set_level(logging.INFO, "invsolve")
+    assert plan_memory("auto", **BILLIONS, device=GPU, free=int(2e9)).mode == "low"
+    assert "it may not fit: restore smaller pictures or take a smaller prior." in caplog.text
 
 
 def test_needs_are_weights_and_the_decoders_gradient():
