@@ -85,7 +85,8 @@ def describe_card(card: Card) -> str:
     rows = {
         "repository": f"{card.repo}, revision {card.revision or 'newest'}",
         "licence": f"{card.licence}{gated}; {card.licence_url}",
-        "model": f"{card.network}, {card.parameterisation} on a {card.schedule} path",
+        "model": f"{card.network}, {card.parameterisation} on a {card.schedule} path"
+        + (f", time grid shifted by {card.shift:g}" if card.shift else ""),
         "pictures": f"{card.size} x {card.size} in training; padded to multiples of {card.multiple}",
         "latents": "none" if card.factor == 1 else f"{card.latent_channels} channels, 1/{card.factor} of the size",
         "parameters": f"network {_count(parameters.network)}, autoencoder {_count(parameters.autoencoder)}, "

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from rich.console import Console
@@ -30,7 +30,7 @@ from .devices import find_device
 from .images import Picture, atomic_writes, encode_picture, load_image
 from .operators import Operator
 from .operators.sizes import image_shape_of
-from .priors import Prior, Prompts, load_cards, load_prior
+from .priors import Mode, Prior, Prompts, load_cards, load_prior
 from .problem import Noise
 from .progress import StepBar
 from .prompts import read_prompts
@@ -147,6 +147,8 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
     if not options.prior:
         raise ValueError("--prior is empty; name a prior of `invsolve list priors`, or a folder.")
     device = find_device(options.device)
+    if options.memory not in get_args(Mode):
+        raise ValueError(f"Unknown memory mode {options.memory!r}; choose one of {', '.join(get_args(Mode))}.")
     large = options.prior in load_cards() and device.type != "cpu"
     dtype = options.dtype or ("bfloat16" if large else "float32")
     if dtype not in DTYPES:
@@ -167,7 +169,6 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
         dtype=dtype,
         negative_prompt=options.negative_prompt,
         guidance=options.guidance,
-        memory=None if options.memory == "auto" else options.memory,
     )
     sources = expand_inputs(inputs, out)
     texts = read_prompts(sources, options.prompt, options.prompts)
@@ -180,6 +181,7 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
         offline=options.offline,
         cache_dir=options.cache_dir,
     )
+    settings = replace(settings, memory=None if prior.memory_mode == "fast" else prior.memory_mode)
     identity = prior_sha256(options.prior, options.cache_dir)
     return Plan(options, sources, settings, operator, fields, noise, prior, identity, texts, device)
 

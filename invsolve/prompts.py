@@ -43,9 +43,11 @@ def _read_lines(path: Path) -> dict[str, str]:
     for number, line in enumerate(_text(path).splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        name, separator, text = line.partition(": ") if ": " in line else line.partition("\t")
+        name, separator, text = line.partition("\t") if "\t" in line else line.partition(": ")
         if not (separator and name.strip() and text.strip()):
             raise ValueError(f"{path}, line {number}: expected 'NAME: PROMPT', got {line.strip()!r}.")
+        if name.strip() in table:
+            raise ValueError(f"{path}, line {number}: {name.strip()} has a prompt already; leave one of them out.")
         table[name.strip()] = text.strip()
     return table
 

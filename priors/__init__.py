@@ -132,12 +132,13 @@ def load_prior(
         autoencoder=card.parameters.autoencoder,
         itemsize=dtype.itemsize,
         pixels=card.size**2,
+        recomputes=card.network != "SanaTransformer2DModel",  # AutoencoderDC cannot
         device=device,
     ).mode  # here, since it decides which autoencoder is needed
     folder = pull(name, offline=offline, cache_dir=cache_dir)
     wants_tiny = memory == "low" and card.tiny_autoencoder is not None
     tiny = pull(name, offline=offline, cache_dir=cache_dir, tiny=True) if wants_tiny else None
     prompts = prompts or Prompts(texts=(card.prompt,), device=device)
-    if prompts.scale is None and (any(prompts.texts) or card.network == "FluxTransformer2DModel"):
+    if prompts.scale is None and any(prompts.texts):
         prompts = replace(prompts, scale=card.guidance)
     return load_folder(folder, dtype, prompts=prompts, autoencoder=tiny, memory=memory, device=device)

@@ -33,6 +33,8 @@ class Backbone(nn.Module, abc.ABC):
         pixels_per_latent: side in pixels of one element of x_t; 1 without an autoencoder.
     """
 
+    latent: ClassVar[bool] = False  # whether it needs an autoencoder
+    text_keys: ClassVar[tuple[str, ...]] = ()  # of the conditions that its prompts become
     nothing: ClassVar[Nothing] = "none"  # what an absent prompt was in training
     encodes_no_negative: ClassVar[bool] = False  # whether its pipeline then moves away from the encoded empty prompt
     pipeline: ClassVar[str] = ""  # the diffusers pipeline that encodes its prompts
@@ -42,6 +44,7 @@ class Backbone(nn.Module, abc.ABC):
         super().__init__()
         self.network: Any = network
         self.pixels_per_latent, self.has_gradient = pixels_per_latent, True
+        self.stays = False  # where it is: its weights are of few bits, or come block by block
         network.requires_grad_(False).eval()
 
     @property
@@ -100,7 +103,7 @@ class Backbone(nn.Module, abc.ABC):
 
 
 class Plain(Backbone):
-    """UNet2DModel and ResidualUNet: pixels or latents, without a condition or with a class."""
+    """UNet2DModel and ResidualUNet: pixels or latents, without a condition."""
 
     @property
     def channels(self) -> int:
@@ -127,6 +130,8 @@ class Residual(Plain):
 class StableDiffusion(Backbone):
     """The U-Nets of Stable Diffusion 1 and 2, and of SDXL, which also takes pooled text and sizes in pixels."""
 
+    latent = True
+    text_keys: ClassVar[tuple[str, ...]] = ("encoder_hidden_states",)
     nothing: ClassVar[Nothing] = "empty prompt"
     pipeline = "StableDiffusionPipeline"
 
@@ -144,6 +149,7 @@ class StableDiffusion(Backbone):
 class SDXL(StableDiffusion):
     """SDXL: told the size of the picture, (H, W, 0, 0, H, W), as if it had been trained on whole pictures of it."""
 
+    text_keys = ("encoder_hidden_states", "text_embeds")
     nothing = "zeros"
     pipeline = "StableDiffusionXLPipeline"
 
@@ -163,6 +169,8 @@ class SDXL(StableDiffusion):
 class SD3(Backbone):
     """The transformers of Stable Diffusion 3 and 3.5; each text encoder was left out in training, as zeros."""
 
+    latent = True
+    text_keys = ("encoder_hidden_states", "pooled_projections")
     nothing = "zeros"
     encodes_no_negative = True
     pipeline = "StableDiffusion3Pipeline"
@@ -179,6 +187,8 @@ class SD3(Backbone):
 class Flux(Backbone):
     """FLUX.1: latents in patches of 2 x 2 as tokens; `dev` takes the guidance scale as an input."""
 
+    latent = True
+    text_keys = ("encoder_hidden_states", "pooled_projections")
     nothing = "empty prompt"
     pipeline = "FluxPipeline"
 
@@ -220,6 +230,8 @@ class DiT(Backbone):
     config cannot change; networks that `dit.py` converted say that theirs are the authors'.
     """
 
+    latent = True
+
     def __init__(self, network: nn.Module, pixels_per_latent: int = 1) -> None:
         super().__init__(network, pixels_per_latent)
         if self.network.config.get(FREQUENCY_SHIFT) == 0:
@@ -244,6 +256,8 @@ class SiT(DiT):
 class Sana(Backbone):
     """Sana's linear transformer, under Gemma's embeddings of the prompt."""
 
+    latent = True
+    text_keys = ("encoder_hidden_states", "encoder_attention_mask")
     nothing = "empty prompt"
     pipeline = "SanaPipeline"
 
@@ -269,16 +283,25 @@ BACKBONES: dict[str, type[Backbone]] = {
 
 
 def trained_size(config: Mapping[str, Any]) -> int | None:
-    """Side of x_t in training, where a network's config says it; of FLUX, whose does not, that of 1024 pixels."""
+    """Side of x_t in training, where a network's config says it; of FLUX, whose does not, that of 1024 pixels.
+
+    Raises:
+        ValueError: it is not a size.
+    """
     size = config.get("sample_size", 128 if config.get("_class_name") == "FluxTransformer2DModel" else None)
-    return max(size) if isinstance(size, list | tuple) else size
+    sides = size if isinstance(size, list | tuple) else [size]
+    if size is None:
+        return None
+    if not sides or not all(type(side) is int and side >= 1 for side in sides):
+        raise ValueError(f"The network's config has sample_size {size!r}; expected is a whole number of at least 1.")
+    return max(sides)
 
 
 def find_backbone(config: Mapping[str, Any]) -> tuple[Any, type[Backbone]]:
     """The network class that a config.json names, and how it is called.
 
     Raises:
-        ValueError: it is not one of `BACKBONES`.
+        ValueError: it is not one of `BACKBONES`, or one that knows classes of its own.
     """
     import diffusers
 
@@ -289,6 +312,10 @@ def find_backbone(config: Mapping[str, Any]) -> tuple[Any, type[Backbone]]:
         name = "DiTTransformer2DModel"  # as it was called when DiT was published
     if name not in BACKBONES:
         raise ValueError(f"The prior's network is a {name!r}; known networks are {', '.join(BACKBONES)}.")
+    if name == "UNet2DModel" and not (
+        config.get("class_embed_type") is None and config.get("num_class_embeds") is None
+    ):
+        raise ValueError("The prior is a UNet2DModel that needs a class, not supported; DiT takes one as its prompt.")
     if name == "ResidualUNet":
         return ResidualUNet, Residual
     if name == SIT:

@@ -33,7 +33,7 @@ class Prior(nn.Module, abc.ABC):
     schedule: Schedule
     channels: int | None = None  # image channels it knows; None: any
     calls_per_predict: int = 1  # network calls behind one prediction
-    placed: bool = False  # whether it is where it must stay: weights of few bits, or that come block by block
+    memory_mode: str = "fast"  # of `memory.py`, in which it was loaded
     calibration: Tensor | None = None  # squared velocity error per element at uniform flow times from 1 to 0
 
     @abc.abstractmethod
@@ -62,10 +62,17 @@ class Prior(nn.Module, abc.ABC):
 
         Less memory for one more forward pass, the same numbers; models that cannot, and exact priors, stay as they are.
         """
-        module: Any  # those that can are of diffusers
+        module: Any  # those that can are of diffusers, and windows
         for module in self.modules():
             if getattr(module, "_supports_gradient_checkpointing", False):
                 module.enable_gradient_checkpointing()
+            elif isinstance(getattr(module, "checkpoint", None), bool):
+                module.checkpoint = True
+
+    @property
+    def placed(self) -> bool:
+        """Whether a part of it must stay where it is: weights of few bits, or that come block by block."""
+        return any(getattr(module, "stays", False) for module in self.modules())
 
     def sized(self, image_shape: Shape) -> Prior:  # noqa: ARG002
         """This prior for pictures of one size (C, H, W); itself, unless `decode` must crop."""
@@ -119,7 +126,13 @@ class Rescheduled(Prior):
         return self.prior.latent_shape(image_shape)
 
     def sized(self, image_shape: Shape) -> Prior:
-        prior = Rescheduled(self.prior.sized(image_shape), self.schedule)
+        return self._around(self.prior.sized(image_shape))
+
+    def prompted(self, prompt: str) -> Prior:
+        return self._around(self.prior.prompted(prompt))
+
+    def _around(self, inner: Prior) -> Prior:
+        prior = Rescheduled(inner, self.schedule)
         prior.calibration = self.calibration
         return prior
 

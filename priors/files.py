@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["quiet_diffusers", "read_json", "weights_variant"]
+import torch
+
+__all__ = ["CANNOT_HELP", "check_shards", "quiet_diffusers", "read_json", "read_number", "short", "weights_variant"]
+
+CANNOT_HELP = (MemoryError, torch.OutOfMemoryError, ImportError)  # errors that another copy of the files would not mend
 
 
 def read_json(path: Path, folder: Path) -> dict[str, Any]:
@@ -21,18 +27,60 @@ def read_json(path: Path, folder: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(
-            f"{folder} is not a diffusers pipeline folder: {path.relative_to(folder)} is missing; it needs unet/ and "
-            "scheduler/ as written by save_pretrained."
+            f"{folder} is not a diffusers pipeline folder: {_within(path, folder)} is missing; it needs unet/ or "
+            "transformer/, scheduler/, and of latent models vae/, as written by save_pretrained."
         )
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__} where names and values are expected")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path.relative_to(folder)} in {folder} is damaged ({error}); save or download the prior again."
+            f"{_within(path, folder)} in {folder} is damaged ({error}); save or download the prior again."
         ) from error
     return content
+
+
+def _within(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
+
+
+def read_number(config: Mapping[str, Any], name: str, default: float, *, positive: bool = True) -> float:
+    """A number of a config, where None is the default.
+
+    Raises:
+        ValueError: it is something else, not finite, or not positive where it must be.
+    """
+    value = config.get(name)
+    value = default if value is None else value
+    if type(value) not in (int, float) or not math.isfinite(value) or (positive and value <= 0):
+        kind = "a positive number" if positive else "a number"
+        raise ValueError(f"The config has {name} {value!r}; expected is {kind}: save or download the prior again.")
+    return float(value)
+
+
+def check_shards(folder: Path) -> None:
+    """Refuse an index of weights in several files that names anything but safetensors beside it.
+
+    Raises:
+        ValueError: it does, or is damaged.
+    """
+    for index in folder.glob("*.index*.json"):
+        names = read_json(index, folder).get("weight_map")
+        plain = isinstance(names, dict) and all(
+            isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
+            for name in names.values()
+        )
+        if ".safetensors.index" in index.name and not plain:
+            raise ValueError(
+                f"{index} names files that are not safetensors beside it; save or download the prior again."
+            )
+
+
+def short(error: Exception, folder: Path) -> str:
+    """What a library says of a folder, in one line that fits in a sentence."""
+    reason = str(error).partition(" If you want")[0].replace(str(folder), folder.name)
+    return textwrap.shorten(reason, 200, placeholder=" ...").rstrip(".")
 
 
 def weights_variant(folder: Path) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from .backbones import Backbone, find_backbone, trained_size
 from .base import Prior
-from .files import quiet_diffusers, read_json, weights_variant
+from .files import CANNOT_HELP, check_shards, quiet_diffusers, read_json, read_number, short, weights_variant
 from .latent import AUTOENCODERS, LatentPrior
 from .memory import Memory, plan_memory, stored_parameters
 from .predictor import NetworkPrior, Parameterisation
@@ -24,6 +23,14 @@ from .tiles import TiledPrior
 __all__ = ["load_folder", "load_network", "path_of"]
 
 UNKNOWN_SIZE = 64  # of latents, for the memory plan where a config does not tell it
+VARIANCE_PRESERVING = tuple(
+    f"{name}Scheduler"
+    for name in (
+        *("DDIM", "DDPM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete"),
+        *("DPMSolverMultistep", "DPMSolverSinglestep", "DPMSolverSDE", "KDPM2Discrete", "KDPM2AncestralDiscrete"),
+        *("UniPCMultistep", "DEISMultistep", "SASolver", "DDIMParallel", "DDPMParallel"),
+    )
+)
 BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "squaredcos_cap_v2": cosine_betas}
 
 
@@ -63,25 +70,26 @@ def load_folder(
     prompts = prompts or Prompts()
     texts = prompts.needed(backbone_kind, has_encoders(folder))
     encoded = encode_texts(folder, backbone_kind, texts, dtype, prompts)
-    coder = _load_autoencoder(folder, Path(autoencoder) if autoencoder is not None else folder / "vae")
+    coder = _load_autoencoder(folder, autoencoder, backbone_kind)
     factor = 1 if coder is None else LatentPrior.factor_of(coder)
     size = trained_size(config)
     plan = plan_memory(
         memory,
         network=stored_parameters(part) if memory != "fast" else 0,
         autoencoder=0 if coder is None else sum(p.numel() for p in coder.parameters()),
+        recomputes=coder is not None and coder._supports_gradient_checkpointing,
         itemsize=dtype.itemsize,
         pixels=(factor * (size or UNKNOWN_SIZE)) ** 2,
         device=device or torch.device("cpu"),
     )
-    backbone = backbone_kind(load_network(kind, part, dtype, plan.quantisation()), factor)
+    backbone = backbone_kind(load_network(kind, part, dtype, plan), factor)
     prior: Prior = NetworkPrior(
         backbone,
         schedule,
         parameterisation,
         prompts=prompts.guidances(backbone, encoded),
-        data_std=float(scheduler.get("sigma_data", 0.5)),
-        sigma_min=float(scheduler.get("sigma_min") or 0.002),
+        data_std=read_number(scheduler, "sigma_data", 0.5),
+        sigma_min=read_number(scheduler, "sigma_min", 0.002),
     )
     prior.calibration = _read_calibration(folder)
     if size is not None:
@@ -93,7 +101,7 @@ def load_folder(
                 f"{folder} holds a network of {backbone.channels} channels and an autoencoder with "
                 f"{prior.latent_channels}; they belong to different models."
             )
-        if plan.checkpoint:
+        if plan.checkpoint and coder._supports_gradient_checkpointing:
             coder.enable_gradient_checkpointing()
     place(prior, backbone, coder, plan)
     return prior
@@ -101,55 +109,69 @@ def load_folder(
 
 def place(prior: Prior, backbone: Backbone, coder: nn.Module | None, plan: Memory) -> None:
     """Network and autoencoder to where the plan has them."""
-    if plan.offload:
+    offload = plan.offload and backbone.network._supports_group_offloading
+    if offload:
         backbone.network.enable_group_offload(plan.device, offload_type="block_level", num_blocks_per_group=1)
         backbone.has_gradient = False
     elif plan.bits is None:
         backbone.to(plan.device)
     if coder is not None:
         coder.to(plan.device)
-    prior.placed = plan.offload or plan.bits is not None
+    backbone.stays = offload or plan.bits is not None
+    prior.memory_mode = plan.mode
 
 
-def load_network(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, quantisation: Any | None = None) -> Any:
+def load_network(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, plan: Memory | None = None) -> Any:
     """A network of a diffusers class from the folder with its config.json and its weights.
 
     Arguments:
         kind: the class.
         folder: as `save_pretrained` wrote it; weights as safetensors.
         dtype: of the network.
-        quantisation: what diffusers is told about weights of fewer bits.
+        plan: of how many bits the weights are, and where.
 
     Raises:
         ValueError: if the weights are missing, damaged or those of another network.
     """
+    quantisation = None if plan is None else plan.quantisation()
+    where = None if plan is None or quantisation is None else {"": plan.device}
+    check_shards(folder)
     try:
         with quiet_diffusers():
             network, loading = kind.from_pretrained(
                 str(folder), use_safetensors=True, local_files_only=True, torch_dtype=dtype, low_cpu_mem_usage=True,
                 output_loading_info=True, variant=weights_variant(folder), quantization_config=quantisation,
+                device_map=where,
             )  # fmt: skip
         if other := [*loading["missing_keys"], *loading["unexpected_keys"]]:
             raise ValueError(f"{len(other)} tensors are missing or too many, such as {sorted(other)[0]}")
+    except CANNOT_HELP:
+        raise
     except Exception as error:  # of diffusers, torch and safetensors, each with its own for the same few causes
-        reason = str(error).partition(" If you want")[0].replace(str(folder), folder.name)
-        reason = textwrap.shorten(reason, 200, placeholder=" ...").rstrip(".")
         raise ValueError(
-            f"{folder} does not hold the weights of the {kind.__name__} that its config.json describes ({reason}); "
-            f"save or download the prior again."
+            f"{folder} does not hold the weights of the {kind.__name__} that its config.json describes "
+            f"({short(error, folder)}); save or download the prior again."
         ) from error
     return network if quantisation is not None else network.to(memory_format=torch.channels_last)
 
 
-def _load_autoencoder(folder: Path, part: Path) -> Any | None:
-    """The autoencoder in `part`, if the folder is one of a latent model."""
+def _load_autoencoder(folder: Path, given: str | Path | None, kind: type[Backbone]) -> Any | None:
+    """The autoencoder that was given, or that of the folder of a latent model.
+
+    Raises:
+        ValueError: there is none, though the network is one of latents, or it cannot be read.
+    """
     import diffusers
 
-    if not part.is_dir():
+    part = folder / "vae" if given is None else Path(given)
+    if given is None and not part.is_dir() and not kind.latent:
         return None
-    name = str(read_json(part / "config.json", folder).get("_class_name"))
+    config = read_json(part / "config.json", folder)
+    name = str(config.get("_class_name"))
     if name not in AUTOENCODERS:
         raise ValueError(f"The prior's autoencoder is a {name!r}; known ones are {', '.join(AUTOENCODERS)}.")
+    read_number(config, "scaling_factor", 1.0)
+    read_number(config, "shift_factor", 0.0, positive=False)
     return load_network(getattr(diffusers, name), part)
 
 
@@ -188,12 +210,12 @@ def path_of(config: Mapping[str, Any]) -> tuple[Schedule, Parameterisation]:
     if name.startswith("EDM"):
         if kind != "epsilon":
             raise ValueError(f"The scheduler {name} has prediction_type {kind!r}; EDM networks are known as 'epsilon'.")
-        return VE(float(config.get("sigma_max", 80.0))), "edm"
-    betas = BETAS.get(config.get("beta_schedule", "linear"))
+        return VE(read_number(config, "sigma_max", 80.0)), "edm"
+    betas = BETAS.get(str(config.get("beta_schedule", "linear"))) if name in VARIANCE_PRESERVING else None
     if betas is None:
         raise ValueError(
             f"The scheduler {name} has beta_schedule {config.get('beta_schedule')!r}; known are flow-matching and EDM "
-            f"schedulers and the beta schedules {', '.join(map(repr, BETAS))}."
+            f"schedulers, and {', '.join(VARIANCE_PRESERVING)} with the beta schedules {', '.join(map(repr, BETAS))}."
         )
     if config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr"):
         raise ValueError(
@@ -205,7 +227,7 @@ def path_of(config: Mapping[str, Any]) -> tuple[Schedule, Parameterisation]:
         config.get(key, value)
         for key, value in {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}.items()
     )
-    if not (isinstance(n, int) and n >= 1 and all(isinstance(b, int | float) and 0 < b < 1 for b in (start, end))):
+    if not (type(n) is int and 1 <= n <= 10**6 and all(type(b) in (int, float) and 0 < b < 1 for b in (start, end))):
         raise ValueError(
             f"The scheduler {name} has num_train_timesteps {n!r}, beta_start {start!r} and beta_end {end!r}; expected "
             f"are a whole number of at least 1 and two between 0 and 1: save or download the prior again."

@@ -45,7 +45,13 @@ class GreyPrior(Prior):
         return Endpoints(clean.mean(dim=1, keepdim=True), 3**0.5 * noise.mean(dim=1, keepdim=True))
 
     def sized(self, image_shape: Shape) -> Prior:
-        prior = GreyPrior(self.prior.sized((3, *image_shape[1:])))
+        return self._around(self.prior.sized((3, *image_shape[1:])))
+
+    def prompted(self, prompt: str) -> Prior:
+        return self._around(self.prior.prompted(prompt))
+
+    def _around(self, inner: Prior) -> Prior:
+        prior = GreyPrior(inner)
         prior.calibration = self.calibration
         return prior
 
@@ -77,6 +83,12 @@ class GreyLatents(Prior):
         return self.prior.latent_shape((3, *image_shape[1:]))
 
     def sized(self, image_shape: Shape) -> Prior:
-        prior = GreyLatents(self.prior.sized((3, *image_shape[1:])))
+        return self._around(self.prior.sized((3, *image_shape[1:])))
+
+    def prompted(self, prompt: str) -> Prior:
+        return self._around(self.prior.prompted(prompt))
+
+    def _around(self, inner: Prior) -> Prior:
+        prior = GreyLatents(inner)
         prior.calibration = self.calibration
         return prior

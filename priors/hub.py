@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 __all__ = ["Card", "Parameters", "find_card", "load_cards", "pull"]
 
+OTHERWISE = "or use --prior natural, which is part of invsolve"
 PARTS = (
     "unet",
     "transformer",
@@ -81,7 +83,7 @@ class Card(_Typed):
 @functools.cache
 def load_cards() -> dict[str, Card]:
     """The cards of cards.yaml by the name of the prior."""
-    text = (Path(__file__).parent / "cards.yaml").read_text()
+    text = (Path(__file__).parent / "cards.yaml").read_text(encoding="utf-8")
     return {name: Card(**fields) for name, fields in yaml.safe_load(text).items()}
 
 
@@ -116,7 +118,7 @@ def pull(
     if repo is None:
         raise ValueError(f"The prior {name} has no tiny autoencoder; leave it out.")
     patterns = ["config.json", "*.safetensors"] if tiny else allowed_files(card)
-    return _download(name, repo, None if tiny else card.revision, patterns, card, offline, cache_dir)
+    return _download(name, repo, patterns, card, offline, cache_dir)
 
 
 def allowed_files(card: Card) -> list[str]:
@@ -133,61 +135,55 @@ def ignored_files(card: Card) -> list[str]:
 
 
 def _download(
-    name: str,
-    repo: str,
-    revision: str | None,
-    patterns: list[str],
-    card: Card,
-    offline: bool,
-    cache_dir: str | os.PathLike[str] | None,
+    name: str, repo: str, patterns: list[str], card: Card, offline: bool, cache_dir: str | os.PathLike[str] | None
 ) -> Path:
     """huggingface_hub's snapshot, with one sentence for each way in which it can fail."""
-    from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
-    otherwise = "or use --prior natural, which is part of invsolve"
     try:
         folder = snapshot_download(
             repo,
-            revision=revision,
+            revision=card.revision if repo == card.repo else None,
             allow_patterns=patterns,
+            ignore_patterns=ignored_files(card),
             local_files_only=offline,
             cache_dir=None if cache_dir is None else Path(cache_dir),
         )
-    except hub.GatedRepoError as error:
-        raise ValueError(
-            f"{repo} is gated: accept its licence ({card.licence}, {card.licence_url}) on its page of the hub, run "
-            f"`huggingface-cli login`, and try again; {otherwise}."
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise ValueError(
-            f"{repo} has no revision {revision}; it may have been withdrawn: take another prior, {otherwise}."
-        ) from error
-    except hub.RepositoryNotFoundError as error:
-        raise ValueError(
-            f"{repo} is not on the hub, or only for those who are logged in: run `huggingface-cli login` if you have "
-            f"access, {otherwise}."
-        ) from error
-    except Exception as error:  # of huggingface_hub, requests, httpx and the operating system: it is not to be had now
-        if offline or isinstance(error, hub.LocalEntryNotFoundError | hub.OfflineModeIsEnabled):
-            why = (
-                "--offline or HF_HUB_OFFLINE forbids a download"
-                if offline or _is_offline()
-                else "the hub is out of reach"
-            )
-        else:
-            why = f"its download failed ({type(error).__name__})"
-        raise ValueError(
-            f"The prior {name} is not in the cache and {why}; run `invsolve prior pull {name}` where there is a "
-            f"network, {otherwise}."
-        ) from error
+    except Exception as error:  # of huggingface_hub, its HTTP client and the operating system
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise  # which says what is wrong with the disk
+        raise ValueError(f"{_sentence(error, name, repo, card, offline)}, {OTHERWISE}.") from error
     if not any(Path(folder).rglob("*.safetensors")):
         raise ValueError(
             f"{repo} has its weights as code only, which invsolve does not run; download it "
             f"yourself (`huggingface-cli download {repo} --local-dir FOLDER`), make safetensors of its tensors with "
-            f"`invsolve prior convert FOLDER -o OUT`, and use --prior OUT, {otherwise}."
+            f"`invsolve prior convert FOLDER -o OUT`, and use --prior OUT, {OTHERWISE}."
         )
     return Path(folder)
+
+
+def _sentence(error: Exception, name: str, repo: str, card: Card, offline: bool) -> str:
+    """What is wrong and what to do."""
+    from huggingface_hub import errors as hub
+
+    if isinstance(error, hub.GatedRepoError):
+        return (
+            f"{repo} is gated: accept its licence ({card.licence}, {card.licence_url}) on its page of the hub, run "
+            "`huggingface-cli login`, and try again"
+        )
+    if isinstance(error, hub.RevisionNotFoundError):
+        return f"{repo} has no revision {card.revision}; it may have been withdrawn: take another prior"
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return (
+            f"{repo} is not on the hub, or only for those who are logged in: run `huggingface-cli login` if you have "
+            "access"
+        )
+    why = f"its download failed ({type(error).__name__})"
+    if offline or _is_offline():
+        why = "--offline or HF_HUB_OFFLINE forbids a download"
+    elif isinstance(error, hub.LocalEntryNotFoundError):
+        why = "the hub is out of reach"
+    return f"The prior {name} is not in the cache and {why}; run `invsolve prior pull {name}` where there is a network"
 
 
 def _is_offline() -> bool:

@@ -21,7 +21,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-__all__ = ["FAST", "Memory", "Mode", "free_memory", "plan_memory", "stored_parameters"]
+from .files import weights_variant
+
+__all__ = ["Memory", "Mode", "free_memory", "plan_memory", "stored_parameters"]
 
 Mode = Literal["auto", "fast", "balanced", "low"]
 LOG = logging.getLogger("invsolve")
@@ -69,9 +71,6 @@ class Memory:
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
-FAST = Memory(mode="fast")
-
-
 def plan_memory(
     mode: str,
     *,
@@ -79,6 +78,7 @@ def plan_memory(
     autoencoder: int,
     itemsize: int,
     pixels: int,
+    recomputes: bool = True,
     device: torch.device,
     free: int | None = None,
 ) -> Memory:
@@ -90,6 +90,7 @@ def plan_memory(
         autoencoder: number of parameters, which are in float32.
         itemsize: bytes per parameter of the network.
         pixels: of one picture.
+        recomputes: whether the autoencoder can recompute its activations for the gradient.
         device: where to compute.
         free: bytes free there; by default what the device says.
 
@@ -99,12 +100,13 @@ def plan_memory(
     if mode not in get_args(Mode):
         raise ValueError(f"Unknown memory mode {mode!r}; choose one of {', '.join(get_args(Mode))}.")
     bits = _bits(device)
-    tiles = min(pixels, TILE**2)
+    kept = KEPT if autoencoder else 0
+    tiled = min(pixels, TILE**2) * (RECOMPUTED if recomputes else KEPT) if autoencoder else 0
     on_device = network * itemsize * BLOCKS if device.type != "cpu" else network * itemsize
     needs = {
-        "fast": network * itemsize + 4 * autoencoder + pixels * KEPT,
-        "balanced": network * itemsize + 4 * autoencoder + tiles * RECOMPUTED,
-        "low": (network * bits / 8 if bits else on_device) + 4 * autoencoder + tiles * RECOMPUTED,
+        "fast": network * itemsize + 4 * autoencoder + pixels * kept,
+        "balanced": network * itemsize + 4 * autoencoder + tiled,
+        "low": (network * bits / 8 if bits else on_device) + 4 * autoencoder + tiled,
     }
     if mode == "auto":
         free = free_memory(device) if free is None else free
@@ -125,6 +127,8 @@ def free_memory(device: torch.device) -> int:
     """Bytes that are free on the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "xpu":
+        return int(torch.xpu.mem_get_info(device)[0])
     import psutil  # a part of accelerate
 
     return int(psutil.virtual_memory().available)
@@ -135,7 +139,9 @@ def stored_parameters(folder: Path) -> int:
     from safetensors import SafetensorError, safe_open
 
     count = 0
-    for path in folder.glob("*.safetensors"):
+    variant = weights_variant(folder)
+    paths = [path for path in folder.glob("*.safetensors") if (".fp16" in path.name) == (variant == "fp16")]
+    for path in paths:
         with contextlib.suppress(SafetensorError), safe_open(path, "pt") as file:
             count += sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys())  # noqa: SIM118
     return count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 __all__ = ["finite_or_wider"]
 
 LOG = logging.getLogger("invsolve")
+REPORTED: WeakSet[nn.Module] = WeakSet()
 REMEDY = {
     "network": "lower the solver's step size or weight",
     "encoder": "check that the picture is in [-1, 1]",
@@ -42,7 +44,9 @@ def finite_or_wider(stage: str, module: nn.Module, x: Tensor, call: Callable[[Te
         out = call(x)
         if bool(out[finite].isfinite().all()):
             return out
-    LOG.warning("The %s gave values that are not finite; %s.", stage, REMEDY[stage])
+    if module not in REPORTED:  # once, not in every step
+        REPORTED.add(module)
+        LOG.warning("The %s gave values that are not finite; %s.", stage, REMEDY[stage])
     return out
 
 

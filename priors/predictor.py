@@ -13,7 +13,7 @@ from ..linalg import expand_to
 from .backbones import Backbone, Condition
 from .base import Endpoints, Prior
 from .precision import finite_or_wider
-from .schedule import VE, DiscreteVP, Schedule
+from .schedule import DiscreteVP, Schedule
 
 __all__ = ["Guidance", "NetworkPrior", "Parameterisation"]
 
@@ -116,11 +116,10 @@ class NetworkPrior(Prior):
         return Endpoints(d**2 / total * z + sigma * d / total.sqrt() * out, noise)
 
     def _timestep(self, t: Tensor) -> Tensor:
-        if isinstance(self.schedule, DiscreteVP):  # step i of the table is t = (i + 1) / T
-            return (t * self.schedule.n_steps - 1).clamp_min(0).round()
-        if isinstance(self.schedule, VE):
-            return self.schedule.sigma_max * t
-        return 1000 * t
+        t = t.double()  # half precision would miss steps of the table
+        if isinstance(self.schedule, DiscreteVP):  # step i of the table is t = (i + 1) / T; networks take those between
+            return (t * self.schedule.n_steps - 1).clamp_min(0).float()
+        return (1000 * t).float()
 
     def _call(self, z: Tensor, timestep: Tensor) -> Tensor:
         """The guided prediction: both conditions in one batch."""

@@ -10,7 +10,7 @@ import gc
 import hashlib
 import logging
 import os
-import textwrap
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbones import Backbone, Condition
-from .files import quiet_diffusers, read_json, weights_variant
+from .backbones import Backbone, Condition, Flux
+from .files import CANNOT_HELP, check_shards, quiet_diffusers, read_json, short, weights_variant
+from .memory import SHARE, free_memory, stored_parameters
 from .predictor import Guidance
 
 __all__ = ["Prompts", "cache_folder", "encode_texts", "has_encoders"]
 
 LOG = logging.getLogger("invsolve")
 NOT_TEXT = ("transformer", "unet", "vae", "safety_checker", "feature_extractor", "image_encoder", "controlnet")
+TEXT_CLASSES = ("CLIP", "T5", "Gemma")
+DISTILLED_GUIDANCE = 3.5  # of FLUX.1-dev, where none is asked for
 EDGE = 1 << 16  # bytes at both ends of a weights file that, with its size, tell it from others
 
 
@@ -50,6 +53,9 @@ class Prompts:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
+        for text in (*self.texts, self.negative):
+            if any("\ud800" <= letter <= "\udfff" for letter in text):  # what the shell gave was not UTF-8
+                raise ValueError(f"The prompt {text!r} is not text in UTF-8; type it again.")
         if not self.texts or len(set(self.texts)) < len(self.texts):
             raise ValueError(f"Prompts.texts must hold each prompt once, got {list(self.texts)}.")
         if not 1 <= self.guidance <= 100:
@@ -64,7 +70,7 @@ class Prompts:
         """The texts that must be encoded before the network is loaded.
 
         Raises:
-            ValueError: there is a negative prompt and no guidance.
+            ValueError: there is a negative prompt and no guidance, or guidance and nothing to follow.
         """
         if self.negative and self.guidance == 1:
             raise ValueError(
@@ -72,6 +78,10 @@ class Prompts:
             )
         if not kind.pipeline:
             return []
+        if (self.scale or 1) > 1 and not any(self.texts) and not self.negative and kind is not Flux:
+            raise ValueError(
+                f"A guidance scale of {self.scale} has no effect without a prompt; give one, or leave it at 1."
+            )
         wanted = {*self.texts, *([self.negative] if self.guidance > 1 else [])}
         if not has_encoders or not (kind.nothing == "empty prompt" or (kind.encodes_no_negative and any(wanted))):
             wanted.discard("")
@@ -88,7 +98,7 @@ class Prompts:
                 raise ValueError(
                     "This network takes the guidance scale as an input and no negative prompt; leave it out."
                 )
-            scale = torch.tensor([self.guidance])
+            scale = torch.tensor([DISTILLED_GUIDANCE if self.scale is None else self.scale])
             return {
                 text: Guidance({**self._condition(text, backbone, encoded), "guidance": scale}) for text in self.texts
             }
@@ -113,9 +123,9 @@ class Prompts:
         if "class_labels" not in zeros:
             raise ValueError(f"This prior takes no prompt, got {text!r}; leave it out.")
         classes = int(zeros["class_labels"])
-        if not (text.isdecimal() and int(text) < classes):
+        if not (text.isdecimal() and len(text) <= 6 and int(text) < classes):
             raise ValueError(
-                f"This prior knows classes by number; the prompt must be 0 to {classes - 1}, got {text!r}."
+                f"This prior knows classes by number; the prompt must be 0 to {classes - 1}, got {text[:80]!r}."
             )
         return {"class_labels": torch.tensor([int(text)])}
 
@@ -148,12 +158,13 @@ def encode_texts(
         raise ValueError(
             f"{folder} has no text encoder, so it takes no prompt; leave the prompt out, or download it whole."
         )
+    _check_parts(folder)
     identity = _identity(folder, kind.pipeline, dtype)
     cache = (prompts.cache or cache_folder()) / "prompts"
     paths = {
         text: cache / f"{hashlib.sha256((identity + text).encode()).hexdigest()[:32]}.safetensors" for text in texts
     }
-    known = {text: loaded for text, path in paths.items() if (loaded := _read(path)) is not None}
+    known = {text: loaded for text, path in paths.items() if (loaded := _read(path, kind)) is not None}
     missing = [text for text in texts if text not in known]
     if missing:
         known |= _encode(folder, kind, missing, dtype, prompts.device)
@@ -186,18 +197,68 @@ def _identity(folder: Path, pipeline: str, dtype: torch.dtype) -> str:
     return digest.hexdigest()
 
 
+def _check_parts(folder: Path) -> None:
+    """Refuse text encoders without their tokenizer, and parts of other libraries or kinds.
+
+    Raises:
+        ValueError: there is such a one.
+    """
+    index = read_json(folder / "model_index.json", folder)
+    for path in sorted(path for path in folder.glob("text_encoder*") if path.is_dir()):
+        tokenizer = path.name.replace("text_encoder", "tokenizer")
+        if path.name in index and not any((folder / tokenizer).glob("*")):
+            raise ValueError(f"{folder} has {path.name} without {tokenizer}; download the prior again.")
+        check_shards(path)
+    for name, part in index.items():
+        if name.startswith(("text_encoder", "tokenizer")) and part != [None, None]:
+            known = isinstance(part, list) and len(part) == 2 and part[0] == "transformers"
+            if not (known and isinstance(part[1], str) and part[1].startswith(TEXT_CLASSES)):
+                raise ValueError(
+                    f"model_index.json in {folder} has {part!r} for {name}; known are classes of transformers "
+                    f"that begin with {', '.join(TEXT_CLASSES)}."
+                )
+
+
 def _encode(
     folder: Path, kind: type[Backbone], texts: list[str], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Condition]:
-    """Load the encoders, use them, and free them."""
+    """Load the encoders, use them, and free them; on the CPU where the device has no room for them."""
+    numbers = sum(stored_parameters(path) for path in folder.glob("text_encoder*"))
+    if device.type != "cpu" and numbers * dtype.itemsize > SHARE * free_memory(device):
+        LOG.info("The text encoders do not fit on the device; the prompt is encoded on the CPU.")
+        device = torch.device("cpu")
     pipeline = _load_encoders(folder, kind.pipeline, dtype).to(device)
-    with torch.no_grad():
-        encoded = {text: ENCODE[kind.pipeline](pipeline, text, device) for text in texts}
+    encoded = {text: _embeddings(pipeline, kind, text, folder, device) for text in texts}
     del pipeline
     gc.collect()
-    if device.type != "cpu":
-        torch.accelerator.empty_cache()
-    return {text: {k: v.cpu().contiguous() for k, v in condition.items()} for text, condition in encoded.items()}
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return encoded
+
+
+@torch.no_grad()
+def _embeddings(pipeline: Any, kind: type[Backbone], text: str, folder: Path, device: torch.device) -> Condition:
+    """The condition of one text, on the CPU; encoders in half precision that overflow go on in float32."""
+    try:
+        condition = ENCODE[kind.pipeline](pipeline, text, device)
+        if not _finite(condition) and pipeline.dtype in (torch.float16, torch.bfloat16):
+            LOG.warning("The text encoders gave values that are not finite in half precision; they go on in float32.")
+            pipeline.to(torch.float32)
+            condition = ENCODE[kind.pipeline](pipeline, text, device)
+    except CANNOT_HELP:
+        raise
+    except Exception as error:  # of whatever the encoders are, if they are not those of this pipeline
+        raise ValueError(
+            f"The text encoders in {folder} cannot encode a prompt ({short(error, folder)}); save or download the "
+            "prior again."
+        ) from error
+    if not _finite(condition):
+        raise ValueError(f"The text encoders in {folder} gave values that are not finite; download the prior again.")
+    return {name: value.cpu().contiguous() for name, value in condition.items()}
+
+
+def _finite(condition: Condition) -> bool:
+    return all(bool(value.isfinite().all()) for value in condition.values())
 
 
 def _load_encoders(folder: Path, name: str, dtype: torch.dtype) -> Any:
@@ -211,10 +272,12 @@ def _load_encoders(folder: Path, name: str, dtype: torch.dtype) -> Any:
                 str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True,
                 variant=weights_variant(folder / "text_encoder"), **{part: None for part in NOT_TEXT if part in index},
             )  # fmt: skip
+    except CANNOT_HELP:
+        raise
     except Exception as error:  # of diffusers, transformers and safetensors
-        reason = textwrap.shorten(str(error).replace(str(folder), folder.name), 200, placeholder=" ...").rstrip(".")
         raise ValueError(
-            f"The text encoders in {folder} cannot be read by {name} ({reason}); save or download the prior again."
+            f"The text encoders in {folder} cannot be read by {name} ({short(error, folder)}); save or download the "
+            "prior again."
         ) from error
 
 
@@ -251,25 +314,26 @@ ENCODE: dict[str, Callable[[Any, str, torch.device], dict[str, Tensor]]] = {
 }
 
 
-def _read(path: Path) -> Condition | None:
-    """What the cache has; a damaged file counts as none."""
+def _read(path: Path, kind: type[Backbone]) -> Condition | None:
+    """What the cache has; what is damaged counts as none."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        return load_file(path)
-    except (FileNotFoundError, SafetensorError):
+        condition = load(path.read_bytes())
+    except (OSError, SafetensorError):
         return None
+    return condition if set(condition) == set(kind.text_keys) and _finite(condition) else None
 
 
 def _write(path: Path, condition: Condition) -> None:
-    """Keep a condition; a cache that cannot be written is none."""
+    """Keep a condition, whole or not at all; a cache that cannot be written is none."""
     from safetensors.torch import save
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(save(dict(condition)))
-        part.replace(path)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+            part.write(save(dict(condition)))
+        Path(part.name).replace(path)
     except OSError as error:
         LOG.warning("The prompt cache cannot be written (%s); the prompt will be encoded again next time.", error)

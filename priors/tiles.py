@@ -117,10 +117,6 @@ class TiledPrior(Prior):
     def latent_shape(self, image_shape: Shape) -> Shape:
         return self.prior.latent_shape(image_shape)
 
-    def checkpoint_gradients(self) -> None:
-        super().checkpoint_gradients()
-        self.checkpoint = True
-
     def prompted(self, prompt: str) -> Prior:
         return self._around(self.prior.prompted(prompt), self.calls_per_predict // self.prior.calls_per_predict)
 

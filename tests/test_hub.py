@@ -1,14 +1,16 @@
 """Hub priors, on small random models of every kind: predictions, samplers, prompts, and what is loaded when."""
 
 import gc
+import json
 import logging
+import shutil
 import weakref
 
 import pytest
 import torch
 from diffusers import AutoencoderTiny
 from hub import PIPELINES, build, edm, unet2d
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import invsolve.priors.folder
 import invsolve.priors.text
@@ -264,3 +266,116 @@ def test_what_overflows_is_named_and_tried_again_in_float32(caplog):
     assert caplog.text == ""
     finite_or_wider("decoder", linear, torch.full((2, 4), 3e38), call)
     assert "The decoder gave values that are not finite; lower the solver's step size" in caplog.text
+
+
+def rewritten(folders, tmp_path, name, file, **changes):
+    """A copy of a prior with other values in one of its JSON files; None takes a value out."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folders(name), copy)
+    values = json.loads((copy / file).read_text()) | changes
+    (copy / file).write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    return copy
+
+
+UNET, SCHEDULER, VAE = "unet/config.json", "scheduler/scheduler_config.json", "vae/config.json"
+CONFIGS = {
+    "another scheduler": (
+        "sd1.5",
+        SCHEDULER,
+        {"_class_name": "ScoreSdeVeScheduler"},
+        "known are flow-matching and EDM",
+    ),
+    "no scheduler class": ("sd1.5", SCHEDULER, {"_class_name": None}, "known are flow-matching and EDM"),
+    "betas": ("sd1.5", SCHEDULER, {"beta_schedule": ["linear"]}, "has beta_schedule \\['linear'\\]"),
+    "steps": ("sd1.5", SCHEDULER, {"num_train_timesteps": True}, "has num_train_timesteps True"),
+    "size": ("sd1.5", UNET, {"sample_size": "big"}, "has sample_size 'big'; expected is a whole number"),
+    "no size": ("sd1.5", UNET, {"sample_size": []}, "has sample_size \\[\\]; expected"),
+    "scale": ("sd1.5", VAE, {"scaling_factor": "a"}, "has scaling_factor 'a'; expected is a positive number"),
+    "zero scale": ("sd1.5", VAE, {"scaling_factor": 0}, "has scaling_factor 0; expected is a positive number"),
+    "shift": ("sd3", VAE, {"shift_factor": "b"}, "has shift_factor 'b'; expected is a number"),
+    "sigma": ("edm", "scheduler_config.json", {"sigma_max": -1}, "has sigma_max -1; expected is a positive number"),
+    "data": ("edm", "scheduler_config.json", {"sigma_data": 0}, "has sigma_data 0; expected is a positive number"),
+    "classes": ("unet2d", "config.json", {"num_class_embeds": 10}, "UNet2DModel that needs a class"),
+    "encoder": ("sd3", "model_index.json", {"text_encoder": ["transformers", "BertModel"]}, "known are classes of"),
+    "code": ("sd3", "model_index.json", {"text_encoder_2": ["evil", "Evil"]}, "known are classes of transformers"),
+}
+
+
+@pytest.mark.parametrize(("name", "file", "changes", "sentence"), CONFIGS.values(), ids=CONFIGS)
+def test_configs_that_make_no_sense_are_one_sentence(name, file, changes, sentence, folders, tmp_path):
+    prompts = Prompts(texts=("a",)) if file == "model_index.json" else None
+    with pytest.raises(ValueError, match=sentence) as raised:
+        load_folder(rewritten(folders, tmp_path, name, file, **changes), prompts=prompts)
+    assert "\n" not in str(raised.value) and str(raised.value).endswith(".")
+
+
+def test_parts_that_are_missing_are_one_sentence(folders, tmp_path):
+    copy = rewritten(folders, tmp_path, "sd3", "model_index.json")
+    with pytest.raises(ValueError, match=r"config.json is missing; it needs unet/ or transformer/, scheduler/"):
+        load_folder(copy, autoencoder=tmp_path / "nowhere")
+    shutil.rmtree(copy / "tokenizer_3")
+    with pytest.raises(ValueError, match="has text_encoder_3 without tokenizer_3; download the prior again"):
+        load_folder(copy, prompts=Prompts(texts=("a",)))
+    shutil.rmtree(copy / "vae")
+    with pytest.raises(ValueError, match=r"vae/config.json is missing"):
+        load_folder(copy)
+    (copy / "transformer" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"transformer/config.json in .* is damaged"):
+        load_folder(copy)
+
+
+def test_an_index_names_safetensors_beside_it_only(folders, tmp_path):
+    copy = rewritten(folders, tmp_path, "sd1.5", "model_index.json")
+    for name in ("x.bin", "../unet/diffusion_pytorch_model.safetensors", 3):
+        index = copy / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": {"conv_in.weight": name}}))
+        with pytest.raises(ValueError, match="names files that are not safetensors beside it"):
+            load_folder(copy)
+
+
+def test_the_cache_keeps_only_what_is_right(folders, monkeypatch, own_cache, caplog):
+    encode = invsolve.priors.text.ENCODE["StableDiffusionPipeline"]
+    calls = []
+
+    def overflows(pipeline, text, device):
+        calls.append(pipeline.dtype)
+        out = encode(pipeline, text, device)
+        return {k: v * float("inf") for k, v in out.items()} if pipeline.dtype == torch.bfloat16 else out
+
+    monkeypatch.setitem(invsolve.priors.text.ENCODE, "StableDiffusionPipeline", overflows)
+    load_folder(folders("sd1.5"), torch.bfloat16, prompts=Prompts(texts=("a",)))
+    assert calls == [torch.bfloat16, torch.float32] and "they go on in float32" in caplog.text
+    (path,) = (own_cache / "prompts").iterdir()
+    assert load_file(path)["encoder_hidden_states"].isfinite().all()
+    for damage in (lambda: save_file({"other": torch.ones(1)}, path), lambda: (path.unlink(), path.mkdir())):
+        damage()
+        load_folder(folders("sd1.5"), torch.bfloat16, prompts=Prompts(texts=("a",)))
+    assert len(calls) == 6 and not list((own_cache / "prompts").glob("*.part.*"))
+    monkeypatch.setitem(
+        invsolve.priors.text.ENCODE, "StableDiffusionPipeline", lambda *_: {"encoder_hidden_states": torch.ones(1) / 0}
+    )
+    with pytest.raises(ValueError, match=r"The text encoders in .* gave values that are not finite"):
+        load_folder(folders("sd1.5"), prompts=Prompts(texts=("b",)))
+
+
+def test_networks_are_told_the_time_exactly(folders):
+    """Also between the steps of a table, and whatever the dtype of t."""
+    prior = load_folder(folders("sd1.5")).prior.prior
+    asked = []
+    prior.backbone.network.register_forward_pre_hook(lambda _, args: asked.append(float(args[1][0])))
+    z = torch.randn(1, 4, 8, 8)
+    for t in (
+        torch.tensor(0.5),
+        torch.tensor(0.5).bfloat16(),
+        torch.tensor(0.5004),
+        torch.tensor(0.0),
+        torch.tensor(1.0),
+    ):
+        prior.predict(z, t)
+    assert asked == pytest.approx([499, 499, 499.4, 0, 999], abs=1e-3)
+
+
+def test_guidance_needs_something_to_follow(folders):
+    with pytest.raises(ValueError, match=r"A guidance scale of 3.0 has no effect without a prompt"):
+        load_folder(folders("sd3"), prompts=Prompts(scale=3.0))
+    assert float(load_folder(folders("flux-dev")).prior.prior.guidance.positive["guidance"]) == 3.5

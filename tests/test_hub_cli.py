@@ -147,7 +147,7 @@ def hub_error(kind):
 
 SENTENCES = {
     "gated": (errors.GatedRepoError, "accept its licence (Stability AI Community, https://stability.ai/"),
-    "login": (errors.GatedRepoError, "run `huggingface-cli login`, and try again; or use --prior natural"),
+    "login": (errors.GatedRepoError, "run `huggingface-cli login`, and try again, or use --prior natural"),
     "withdrawn": (errors.RepositoryNotFoundError, "is not on the hub, or only for those who are logged in"),
     "revision": (errors.RevisionNotFoundError, "has no revision"),
     "no network": (
@@ -225,7 +225,8 @@ def test_a_hub_prior_restores_with_a_prompt(monkeypatch, folder):
     assert (
         repo == "stabilityai/stable-diffusion-3.5-medium" and options["revision"] == find_card("sd3.5-medium").revision
     )
-    assert options["cache_dir"] == folder / "priors" and options["allow_patterns"]
+    assert options["cache_dir"] == folder / "priors" and "transformer/*.safetensors" in options["allow_patterns"]
+    assert options["ignore_patterns"] == ignored_files(find_card("sd3.5-medium"))
     record = json.loads((folder / "work" / "restored" / "photo.json").read_text())
     assert record["settings"]["prompt"] == "a photo of a face"
     for word in ("--prompt 'a photo of a face'", "--negative-prompt 'a dog'", "--guidance 3.0", "--memory balanced"):
@@ -283,12 +284,12 @@ def restored_with(monkeypatch, folder, *words):
 def test_prompts_from_a_file(monkeypatch, folder):
     for k, name in enumerate(("a.png", "b.png", "c.png")):
         picture(name, k)
-    (folder / "work" / "prompts.txt").write_text("# comment\na.png: a cat: on a mat\nb.png\ta dog\n\n")
+    (folder / "work" / "prompts.txt").write_text("# comment\na.png: a cat: on a mat\nb.png\ta dog: brown\n\n")
     run, prompts = restored_with(
         monkeypatch, folder, "a.png", "b.png", "c.png", "--prompts", "prompts.txt", "--prompt", "x"
     )
     assert run.exit_code == 0, run.output
-    assert prompts == {"a.png": "a cat: on a mat", "b.png": "a dog", "c.png": "x"}
+    assert prompts == {"a.png": "a cat: on a mat", "b.png": "a dog: brown", "c.png": "x"}
 
 
 def test_prompts_beside_the_pictures(monkeypatch, folder):
@@ -305,6 +306,7 @@ def test_prompts_beside_the_pictures(monkeypatch, folder):
     ("text", "words"),
     [
         ("a.png: a cat\n", "prompts.txt has no prompt for b.png; add it, or give --prompt"),
+        ("a.png: a\nb.png: b\na.png: c\n", "line 3: a.png has a prompt already"),
         ("a.png\n", "prompts.txt, line 1: expected 'NAME: PROMPT', got 'a.png'"),
         (b"\xff\xfe\x00", "is not a text file in UTF-8"),
         (None, "--prompts: prompts.txt does not exist"),
@@ -328,6 +330,7 @@ def test_bad_prompt_files_are_one_sentence(text, words, monkeypatch, folder):
         (["--prompt", " "], "--prompt is empty"),
         (["--guidance", "0"], "The guidance scale must be 1 to 100, got 0.0"),
         (["--negative-prompt", "x"], "The prior natural takes no prompt and no guidance"),
+        (["--memory", "huge"], "Unknown memory mode 'huge'"),
         (["--memory", "huge", "--prior", "model"], "Unknown memory mode 'huge'"),
     ],
 )

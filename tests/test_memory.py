@@ -5,10 +5,10 @@ import logging
 
 import pytest
 import torch
-from hub import build
+from hub import PIPELINES, build, unet2d
 
 from invsolve import GaussianNoise, ImageRng, Problem, build_operator, build_solver, simulate, solve
-from invsolve.priors import load_folder
+from invsolve.priors import VE, Prompts, Rescheduled, as_grey, load_folder
 from invsolve.priors.folder import place
 from invsolve.priors.memory import KEPT, RECOMPUTED, Memory, plan_memory, stored_parameters
 
@@ -104,6 +104,65 @@ def test_a_network_that_comes_block_by_block(folder):
     assert offloaded.placed and not whole.placed
     with pytest.raises(ValueError, match=r"\(--memory low\) and has no gradient there; take --memory balanced"):
         offloaded.predict(z.requires_grad_(), t)
+
+
+@pytest.mark.parametrize("name", [*PIPELINES, "unet2d"])
+def test_every_kind_loads_in_every_mode(name, tmp_path):
+    unet2d(tmp_path) if name == "unet2d" else build(name, tmp_path)
+    whole = load_folder(tmp_path)
+    z, t = (
+        torch.randn(1, *whole.latent_shape((3, 32, 32)), generator=torch.Generator().manual_seed(0)),
+        torch.tensor(0.5),
+    )
+    for mode in ("balanced", "low", "auto"):
+        prior = load_folder(tmp_path, memory=mode)
+        torch.testing.assert_close(prior.predict(z, t), whole.predict(z, t))
+        torch.testing.assert_close(prior.decode(z), whole.decode(z))
+        assert prior.memory_mode == ("fast" if mode == "auto" else mode)
+    backbone = prior.prior.backbone if name == "unet2d" else prior.prior.prior.backbone
+    place(prior, backbone, None, Memory(mode="low", offload=True, device=CPU))  # DiT stays: diffusers cannot
+    torch.testing.assert_close(prior.predict(z, t), whole.predict(z, t))
+    assert prior.placed == (name != "dit")
+
+
+def test_what_stays_is_known_through_all_wrappers(folder):
+    prior = load_folder(folder, prompts=Prompts(texts=("a", "b")))
+    assert not prior.placed
+    prior.prior.prior.backbone.stays = True
+    for seen in (
+        prior,
+        prior.prompted("b"),
+        as_grey(prior).prompted("b").sized((1, 9, 9)),
+        Rescheduled(prior, VE(9.0)),
+    ):
+        assert seen.placed
+
+
+def test_checkpoints_reach_the_windows(folder):
+    prior = load_folder(folder)
+    prior.checkpoint_gradients()
+    assert prior.prior.checkpoint and prior.prompted("").prior.checkpoint and prior.sized((3, 64, 64)).prior.checkpoint
+
+
+def test_text_encoders_that_do_not_fit_compute_on_the_cpu(folder, monkeypatch, tmp_path):
+    devices = []
+
+    class Encoders:
+        dtype = torch.float32
+
+        def to(self, device):
+            devices.append(device)
+            return self
+
+        def encode_prompt(self, *_, **__):
+            return torch.ones(1, 4, 32), None, torch.ones(1, 32), None
+
+    monkeypatch.setattr("invsolve.priors.text._load_encoders", lambda *_: Encoders())
+    for free, kind in ((10**4, "cpu"), (10**9, "meta")):
+        monkeypatch.setattr("invsolve.priors.text.free_memory", lambda _, free=free: free)
+        prompts = Prompts(texts=("a",), device=torch.device("meta"), cache=tmp_path / kind)
+        load_folder(folder, prompts=prompts)
+        assert devices[-1].type == kind
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
