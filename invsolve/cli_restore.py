@@ -95,7 +95,7 @@ class Plan:
     operator: str
     fields: dict[str, Any]
     noise: Noise | float | Literal["auto"]
-    prior: Prior
+    prior: Prior | None  # None in a dry run with a hub prior
     prior_sha256: str | None
     texts: Mapping[Source, str] | None
     device: torch.device
@@ -172,10 +172,13 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
     )
     sources = expand_inputs(inputs, out)
     texts = read_prompts(sources, options.prompt, options.prompts)
+    prompts = _prompts(options, texts, device)
+    if options.dry_run and options.prior in load_cards():  # gigabytes, for which a dry run is no reason to load them
+        return Plan(options, sources, settings, operator, fields, noise, None, None, texts, device)
     prior = load_prior(
         options.prior,
         DTYPES[dtype],
-        prompts=_prompts(options, texts, device),
+        prompts=prompts,
         memory=options.memory,
         device=device,
         offline=options.offline,
@@ -242,7 +245,7 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
 
     y = picture.tensor[None]
     (noise,) = make_noises(plan.noise, operator, y)
-    if options.dry_run:
+    if options.dry_run or plan.prior is None:
         return "restored", _describe(source, picture, operator, noise, output)
     result = restore(
         y,

@@ -41,6 +41,14 @@ def test_a_denoiser_restores():
         assert (result.mean - x).square().mean() < 0.8 * (problem.y - x).square().mean(), spec
 
 
+def test_denoisers_of_some_sizes_are_given_those():
+    shapes = []
+    prior = DenoiserPrior(lambda x, _: (shapes.append(x.shape[-2:]), x / 2)[1], sigma_max=1.0, size_multiple=8)
+    z, t = torch.randn(2, 3, 13, 9), torch.tensor(0.5)
+    torch.testing.assert_close(prior.predict(z, t).clean, z / 2)
+    assert shapes == [(16, 16)]
+
+
 def test_below_its_lowest_level_a_denoiser_is_asked_at_it():
     levels = []
     prior = DenoiserPrior(lambda x, sigma: (levels.append(sigma), x)[1], sigma_max=1.0, sigma_min=0.1)

@@ -1,6 +1,9 @@
 """Cards, downloads without a network, prompts of pictures, and the command line of hub priors."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -171,6 +174,15 @@ def test_what_cannot_be_had_is_one_sentence(kind, words, monkeypatch):
         assert words in " ".join(run.output.split()) and "Traceback" not in run.output
         assert run.output.count("Error:") == 1
         assert "or use --prior natural" in run.output
+
+
+def test_a_dry_run_downloads_nothing(monkeypatch):
+    fails(monkeypatch, AssertionError("asked the hub"))
+    picture("photo.png")
+    run = invsolve("restore", "photo.png", "--operator", "identity", "--prior", "sd1.5", "--dry-run", "--device", "cpu")
+    assert run.exit_code == 0 and "would restore photo.png" in run.output
+    run = invsolve("restore", "photo.png", "--operator", "identity", "--prior", "sd9", "--dry-run", "--device", "cpu")
+    assert run.exit_code == 2 and "Unknown prior 'sd9'" in run.output
 
 
 def test_offline_asks_nobody(monkeypatch):
@@ -375,3 +387,10 @@ def test_convert_command(folder):
     run = invsolve("prior", "convert", "no.pt", "--model", "ffhq", "-o", "out")
     assert "with --model, one of ffhq-256, imagenet-256, dit-xl-256, dit-xl-512, sit-xl-256; got ffhq" in run.output
     assert not (folder / "work" / "out").exists()
+
+
+@pytest.mark.slow
+def test_numbers_of_parameters_are_those_of_the_published_configs():
+    script = Path(__file__).parent.parent / "scripts" / "hub_memory.py"
+    run = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and run.stdout == ""
