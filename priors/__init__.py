@@ -24,8 +24,8 @@ from .latent import LatentPrior
 from .memory import Mode, plan_memory
 from .mixture import GaussianMixture
 from .predictor import Guidance, NetworkPrior
+from .prompts import Prompts
 from .schedule import VE, DiscreteVP, LinearFlow, Schedule
-from .text import Prompts
 from .tiles import TiledPrior
 
 __all__ = [

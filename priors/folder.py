@@ -16,8 +16,9 @@ from .files import CANNOT_HELP, check_shards, quiet_diffusers, read_json, read_n
 from .latent import AUTOENCODERS, LatentPrior
 from .memory import Memory, plan_memory, stored_parameters
 from .predictor import NetworkPrior, Parameterisation
+from .prompts import Prompts
 from .schedule import VE, DiscreteVP, LinearFlow, Schedule, cosine_betas, linear_betas, scaled_linear_betas
-from .text import Prompts, encode_texts, has_encoders
+from .text import encode_texts, has_encoders
 from .tiles import TiledPrior
 
 __all__ = ["load_folder", "load_network", "path_of"]
