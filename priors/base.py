@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..linalg import expand_to
 from .schedule import Schedule
 
-__all__ = ["Endpoints", "Guided", "Metered", "Prior", "Rescheduled", "Shape"]
+__all__ = ["Endpoints", "Guided", "Metered", "Prior", "Rescheduled", "Shape", "Wrapper"]
 
 Shape = tuple[int, int, int]  # (C, H, W), no batch axis
 
@@ -94,27 +94,21 @@ class Prior(nn.Module, abc.ABC):
         return alpha * clean + sigma * noise
 
 
-class Rescheduled(Prior):
-    """The same prior viewed under another schedule, by matching sigma/alpha.
-
-    Both ends of the path are unchanged by this map, so a sampler written for one kind of path runs on every prior.
+class Wrapper(Prior, abc.ABC):
+    """A prior seen another way: what is not changed is that of the prior inside.
 
     Arguments:
-        prior: the prior to view.
-        schedule: the schedule the sampler is written for.
+        prior: the prior inside.
     """
 
-    def __init__(self, prior: Prior, schedule: Schedule) -> None:
+    def __init__(self, prior: Prior) -> None:
         super().__init__()
-        self.prior, self.schedule, self.calibration = prior, schedule, prior.calibration
-        self.channels, self.calls_per_predict = prior.channels, prior.calls_per_predict
+        self.prior, self.schedule, self.channels = prior, prior.schedule, prior.channels
+        self.calls_per_predict, self.calibration = prior.calls_per_predict, prior.calibration
 
-    def predict(self, z: Tensor, t: Tensor) -> Endpoints:
-        alpha, sigma = self.schedule(t)
-        inner_t = self.prior.schedule.time(sigma / alpha)
-        inner_alpha, inner_sigma = self.prior.schedule(inner_t)
-        scale = torch.hypot(inner_alpha, inner_sigma) / torch.hypot(alpha, sigma)  # finite also where alpha is 0
-        return self.prior.predict(expand_to(scale.to(z), z) * z, inner_t)
+    @abc.abstractmethod
+    def around(self, prior: Prior) -> Wrapper:
+        """The same around another prior."""
 
     def encode(self, x: Tensor) -> Tensor:
         return self.prior.encode(x)
@@ -125,16 +119,41 @@ class Rescheduled(Prior):
     def latent_shape(self, image_shape: Shape) -> Shape:
         return self.prior.latent_shape(image_shape)
 
-    def sized(self, image_shape: Shape) -> Prior:
-        return self._around(self.prior.sized(image_shape))
+    def sized(self, image_shape: Shape) -> Wrapper:
+        return self._with(self.prior.sized(image_shape))
 
-    def prompted(self, prompt: str) -> Prior:
-        return self._around(self.prior.prompted(prompt))
+    def prompted(self, prompt: str) -> Wrapper:
+        return self._with(self.prior.prompted(prompt))
 
-    def _around(self, inner: Prior) -> Prior:
-        prior = Rescheduled(inner, self.schedule)
-        prior.calibration = self.calibration
-        return prior
+    def _with(self, prior: Prior) -> Wrapper:
+        wrapper = self.around(prior)
+        wrapper.calibration = self.calibration
+        return wrapper
+
+
+class Rescheduled(Wrapper):
+    """The same prior viewed under another schedule, by matching sigma/alpha.
+
+    Both ends of the path are unchanged by this map, so a sampler written for one kind of path runs on every prior.
+
+    Arguments:
+        prior: the prior to view.
+        schedule: the schedule the sampler is written for.
+    """
+
+    def __init__(self, prior: Prior, schedule: Schedule) -> None:
+        super().__init__(prior)
+        self.schedule = schedule
+
+    def around(self, prior: Prior) -> Wrapper:
+        return Rescheduled(prior, self.schedule)
+
+    def predict(self, z: Tensor, t: Tensor) -> Endpoints:
+        alpha, sigma = self.schedule(t)
+        inner_t = self.prior.schedule.time(sigma / alpha)
+        inner_alpha, inner_sigma = self.prior.schedule(inner_t)
+        scale = torch.hypot(inner_alpha, inner_sigma) / torch.hypot(alpha, sigma)  # finite also where alpha is 0
+        return self.prior.predict(expand_to(scale.to(z), z) * z, inner_t)
 
 
 class Guided(Prior):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..linalg import expand_to
-from .base import Endpoints, Prior, Shape
+from .base import Endpoints, Prior, Shape, Wrapper
 
 __all__ = ["GreyLatents", "GreyPrior", "as_grey"]
 
@@ -19,7 +19,7 @@ def as_grey(prior: Prior) -> Prior:
     return GreyPrior(prior) if of_pixels else GreyLatents(prior)
 
 
-class GreyPrior(Prior):
+class GreyPrior(Wrapper):
     """A colour prior seen as a prior of grey pictures (B, 1, H, W).
 
     The grey picture fills all three channels.  Along the grey axis (1, 1, 1) / sqrt(3) its noise then is sqrt(3)
@@ -29,12 +29,12 @@ class GreyPrior(Prior):
         prior: a pixel prior of colour pictures.
     """
 
-    channels = 1
-
     def __init__(self, prior: Prior) -> None:
-        super().__init__()
-        self.prior, self.schedule, self.calls_per_predict = prior, prior.schedule, prior.calls_per_predict
-        self.calibration = prior.calibration
+        super().__init__(prior)
+        self.channels = 1
+
+    def around(self, prior: Prior) -> Wrapper:
+        return GreyPrior(prior)
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
         alpha, sigma = self.schedule(t)
@@ -44,31 +44,23 @@ class GreyPrior(Prior):
         clean, noise = self.prior.predict((expand_to(scale.to(z), z) * z).expand(-1, 3, -1, -1), inner_t)
         return Endpoints(clean.mean(dim=1, keepdim=True), 3**0.5 * noise.mean(dim=1, keepdim=True))
 
-    def sized(self, image_shape: Shape) -> Prior:
-        return self._around(self.prior.sized((3, *image_shape[1:])))
-
-    def prompted(self, prompt: str) -> Prior:
-        return self._around(self.prior.prompted(prompt))
-
-    def _around(self, inner: Prior) -> Prior:
-        prior = GreyPrior(inner)
-        prior.calibration = self.calibration
-        return prior
+    def sized(self, image_shape: Shape) -> Wrapper:
+        return super().sized((3, *image_shape[1:]))
 
 
-class GreyLatents(Prior):
+class GreyLatents(Wrapper):
     """A latent colour prior seen as one of grey pictures: the same latents, decoded and averaged over the channels.
 
     Arguments:
         prior: a latent prior of colour pictures.
     """
 
-    channels = 1
-
     def __init__(self, prior: Prior) -> None:
-        super().__init__()
-        self.prior, self.schedule, self.calls_per_predict = prior, prior.schedule, prior.calls_per_predict
-        self.calibration = prior.calibration
+        super().__init__(prior)
+        self.channels = 1
+
+    def around(self, prior: Prior) -> Wrapper:
+        return GreyLatents(prior)
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
         return self.prior.predict(z, t)
@@ -82,13 +74,5 @@ class GreyLatents(Prior):
     def latent_shape(self, image_shape: Shape) -> Shape:
         return self.prior.latent_shape((3, *image_shape[1:]))
 
-    def sized(self, image_shape: Shape) -> Prior:
-        return self._around(self.prior.sized((3, *image_shape[1:])))
-
-    def prompted(self, prompt: str) -> Prior:
-        return self._around(self.prior.prompted(prompt))
-
-    def _around(self, inner: Prior) -> Prior:
-        prior = GreyLatents(inner)
-        prior.calibration = self.calibration
-        return prior
+    def sized(self, image_shape: Shape) -> Wrapper:
+        return super().sized((3, *image_shape[1:]))

@@ -164,6 +164,7 @@ def _download(
 
 def _sentence(error: Exception, name: str, repo: str, card: Card, offline: bool) -> str:
     """What is wrong and what to do."""
+    from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
     if isinstance(error, hub.GatedRepoError):
@@ -179,14 +180,8 @@ def _sentence(error: Exception, name: str, repo: str, card: Card, offline: bool)
             "access"
         )
     why = f"its download failed ({type(error).__name__})"
-    if offline or _is_offline():
+    if offline or constants.HF_HUB_OFFLINE:
         why = "--offline or HF_HUB_OFFLINE forbids a download"
     elif isinstance(error, hub.LocalEntryNotFoundError):
         why = "the hub is out of reach"
     return f"The prior {name} is not in the cache and {why}; run `invsolve prior pull {name}` where there is a network"
-
-
-def _is_offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.is_offline_mode() if hasattr(constants, "is_offline_mode") else constants.HF_HUB_OFFLINE)

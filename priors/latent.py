@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Endpoints, Prior, Shape, pad_to_multiple
+from .base import Endpoints, Prior, Shape, Wrapper, pad_to_multiple
 from .precision import finite_or_wider
 from .tiles import tiled
 
@@ -22,7 +22,7 @@ AUTOENCODERS: dict[str, Callable[[Any], Tensor]] = {  # what `encode` returns to
 }
 
 
-class LatentPrior(Prior):
+class LatentPrior(Wrapper):
     """Pictures seen through an autoencoder: z = (E(x) - shift) * scale, x = D(z / scale + shift).
 
     Pictures of any size: padded by reflection to the autoencoder's multiple before E, cropped after D.  `sized`, which
@@ -39,11 +39,9 @@ class LatentPrior(Prior):
     def __init__(
         self, autoencoder: nn.Module, prior: Prior, image_shape: Shape | None = None, tile: int | None = None
     ) -> None:
-        super().__init__()
-        self.prior, self.image_shape, self.tile = prior, image_shape, tile
+        super().__init__(prior)
+        self.image_shape, self.tile = image_shape, tile
         self.autoencoder: Any = autoencoder
-        self.schedule, self.calls_per_predict = prior.schedule, prior.calls_per_predict
-        self.calibration = prior.calibration
         config: Any = autoencoder.config
         self.channels, self.latent_channels = int(config.in_channels), int(config.latent_channels)
         self.factor = self.factor_of(autoencoder)
@@ -57,14 +55,12 @@ class LatentPrior(Prior):
         name = "encoder_block_out_channels" if type(autoencoder).__name__ == "AutoencoderDC" else "block_out_channels"
         return int(2 ** (len(autoencoder.config[name]) - 1))
 
-    def sized(self, image_shape: Shape) -> Prior:
+    def around(self, prior: Prior) -> LatentPrior:
+        return LatentPrior(self.autoencoder, prior, self.image_shape, self.tile)
+
+    def sized(self, image_shape: Shape) -> LatentPrior:
         inner = self.prior.sized(self.latent_shape(image_shape))
-        return self._like(LatentPrior(self.autoencoder, inner, image_shape, self.tile))
-
-    def prompted(self, prompt: str) -> Prior:
-        return self._like(LatentPrior(self.autoencoder, self.prior.prompted(prompt), self.image_shape, self.tile))
-
-    def _like(self, prior: Prior) -> Prior:
+        prior = LatentPrior(self.autoencoder, inner, image_shape, self.tile)
         prior.calibration = self.calibration
         return prior
 

@@ -62,7 +62,7 @@ class Prompts:
             )
         if not kind.pipeline:
             return []
-        if (self.scale or 1) > 1 and not any(self.texts) and not self.negative and kind is not Flux:
+        if self.guidance > 1 and not any(self.texts) and not self.negative and kind is not Flux:
             raise ValueError(
                 f"A guidance scale of {self.scale} has no effect without a prompt; give one, or leave it at 1."
             )

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from .base import Endpoints, Prior, Shape
+from .base import Endpoints, Prior, Shape, Wrapper
 
 __all__ = ["TiledPrior", "tiled"]
 
@@ -78,7 +78,7 @@ def tiled(
     return _blend((strip(top) for top in tops), [top * up for top in tops], h * up, dim=-2)
 
 
-class TiledPrior(Prior):
+class TiledPrior(Wrapper):
     """The same prior for large pictures: both ends of the path are predicted in windows and averaged.
 
     The two have the same weights, so that prior.at(t, *prior.predict(z, t)) == z stays true.  The windows are counted
@@ -95,11 +95,14 @@ class TiledPrior(Prior):
     """
 
     def __init__(self, prior: Prior, *, size: int, overlap: int, checkpoint: bool = False) -> None:
-        super().__init__()
+        super().__init__(prior)
         _check(size, overlap)
-        self.prior, self.size, self.overlap, self.checkpoint = prior, size, overlap, checkpoint
-        self.schedule, self.channels, self.calibration = prior.schedule, prior.channels, prior.calibration
-        self.calls_per_predict = prior.calls_per_predict
+        self.size, self.overlap, self.checkpoint, self.windows = size, overlap, checkpoint, 1
+
+    def around(self, prior: Prior) -> TiledPrior:
+        return TiledPrior(prior, size=self.size, overlap=self.overlap, checkpoint=self.checkpoint)._counted(
+            self.windows
+        )
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
         def ends(window: Tensor) -> Tensor:
@@ -108,27 +111,16 @@ class TiledPrior(Prior):
         both = tiled(ends, z, size=self.size, overlap=self.overlap, checkpoint=self.checkpoint)
         return Endpoints(*both.chunk(2))
 
-    def encode(self, x: Tensor) -> Tensor:
-        return self.prior.encode(x)
+    def sized(self, image_shape: Shape) -> Wrapper:
+        _, *sides = self.prior.latent_shape(image_shape)
+        windows = math.prod(len(_starts(n, self.size, self.overlap)) for n in sides)
+        wrapper = super().sized(image_shape)
+        assert isinstance(wrapper, TiledPrior)
+        return wrapper._counted(windows)
 
-    def decode(self, z: Tensor) -> Tensor:
-        return self.prior.decode(z)
-
-    def latent_shape(self, image_shape: Shape) -> Shape:
-        return self.prior.latent_shape(image_shape)
-
-    def prompted(self, prompt: str) -> Prior:
-        return self._around(self.prior.prompted(prompt), self.calls_per_predict // self.prior.calls_per_predict)
-
-    def sized(self, image_shape: Shape) -> Prior:
-        inner = self.prior.sized(image_shape)
-        _, *sides = inner.latent_shape(image_shape)
-        return self._around(inner, math.prod(len(_starts(n, self.size, self.overlap)) for n in sides))
-
-    def _around(self, inner: Prior, windows: int) -> Prior:
-        prior = TiledPrior(inner, size=self.size, overlap=self.overlap, checkpoint=self.checkpoint)
-        prior.calibration, prior.calls_per_predict = self.calibration, inner.calls_per_predict * windows
-        return prior
+    def _counted(self, windows: int) -> TiledPrior:
+        self.windows, self.calls_per_predict = windows, windows * self.prior.calls_per_predict
+        return self
 
 
 def _check(size: int, overlap: int) -> None:

@@ -207,6 +207,20 @@ def awaken(network):
     return network.eval()
 
 
+def keeper(tmp_path_factory):
+    """A function that builds each prior once: (its folder, its pipeline if it has one)."""
+    built = {}
+
+    def of(name):
+        if name not in built:
+            folder = tmp_path_factory.mktemp(name.replace(".", "-"))
+            make = {"unet2d": unet2d, "edm": edm}.get(name, lambda folder: build(name, folder))
+            built[name] = folder, make(folder)
+        return built[name]
+
+    return of
+
+
 def build(name, folder):
     """The pipeline of that name, saved to the folder and returned."""
     torch.manual_seed(0)

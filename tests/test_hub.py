@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from hub import PIPELINES, build, edm, unet2d
+from hub import PIPELINES, keeper
 from safetensors.torch import load_file, save_file
 
 import invsolve.priors.folder
@@ -23,16 +23,8 @@ KINDS = [*PIPELINES, "unet2d", "edm"]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    built = {}
-
-    def of(name):
-        if name not in built:
-            folder = tmp_path_factory.mktemp(name.replace(".", "-"))
-            {"unet2d": unet2d, "edm": edm}.get(name, lambda folder: build(name, folder))(folder)
-            built[name] = folder
-        return built[name]
-
-    return of
+    of = keeper(tmp_path_factory)
+    return lambda name: of(name)[0]
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
-from hub import PIPELINES, build, unet2d
+from hub import PIPELINES, keeper, unet2d
 
 from invsolve.priors import Prompts, load_folder
 from invsolve.sample import follow_flow
@@ -14,15 +14,7 @@ PROMPT, NEGATIVE = "a face", "a dog"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    built = {}
-
-    def of(name):
-        if name not in built:
-            folder = tmp_path_factory.mktemp(name.replace(".", "-"))
-            built[name] = folder, build(name, folder)
-        return built[name]
-
-    return of
+    return keeper(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)
