@@ -71,7 +71,7 @@ class GaussianMixture(Prior):
         return self.vectors * self.values[:, None, :] @ self.vectors.mT
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
-        alpha, sigma = (a.to(z).expand(len(z))[:, None] for a in self.schedule(t))  # (B, 1)
+        alpha, sigma = (a.to(z).reshape(-1, 1) for a in self.schedule(t))  # (B or 1, 1)
         flat, means = z.flatten(1), self.means.flatten(1).to(z)  # (B, d), (K, d)
         vectors, values = self.vectors.to(z), self.values.to(z)
         tiny = torch.finfo(z.dtype).tiny
@@ -85,14 +85,26 @@ class GaussianMixture(Prior):
             centred = (inner - alpha * centre) / variance
             clean, noise = (self._rotate_back(e) for e in (centre + alpha * values * centred, sigma * centred))
             return Endpoints(clean.reshape(z.shape), noise.reshape(z.shape))
-        alpha, sigma = alpha[..., None], sigma[..., None]  # (B, 1, 1)
-        inner = torch.einsum("bkd,kde->bke", flat[:, None] - alpha * means, vectors)
-        variance = (alpha.square() * values + sigma.square()).clamp_min(tiny)  # (B, K, d)
-        log_p = self.weights.to(z).log() - 0.5 * (inner.square() / variance + variance.log()).sum(dim=-1)  # (B, K)
-        share = log_p.softmax(dim=1)[..., None]  # (B, K, 1)
-        clean = means + torch.einsum("bke,kde->bkd", alpha * values / variance * inner, vectors)
-        noise = torch.einsum("bke,kde->bkd", sigma / variance * inner, vectors)
-        return Endpoints((share * clean).sum(dim=1).reshape(z.shape), (share * noise).sum(dim=1).reshape(z.shape))
+        # All components' bases side by side: one matrix product each way instead of one per component and row.
+        count, size = len(values), flat.shape[1]
+        inward = vectors.permute(1, 0, 2).reshape(size, count * size)  # (d, K * e)
+        outward = vectors.mT.reshape(count * size, size)  # (K * e, d)
+        alpha, sigma = alpha[..., None], sigma[..., None]  # (B or 1, 1, 1)
+        centres = torch.einsum("kd,kde->ke", means, vectors)
+        inner = (flat @ inward).reshape(-1, count, size) - alpha * centres  # (B, K, e)
+        variance = (alpha.square() * values + sigma.square()).clamp_min(tiny)  # (B or 1, K, e)
+        scaled = inner / variance
+        log_p = self.weights.to(z).log() - 0.5 * ((inner * scaled).sum(dim=-1) + variance.log().sum(dim=-1))  # (B, K)
+        share = log_p.softmax(dim=1)
+        scaled = share[..., None] * scaled
+        # One end by the components, the other, which is what is left of z, by a division by the larger coefficient.
+        alpha, sigma = alpha[..., 0], sigma[..., 0]  # (B or 1, 1)
+        by_clean = sigma > alpha
+        coefficient = torch.where(by_clean[..., None], alpha[..., None] * values, sigma[..., None])
+        first = (coefficient * scaled).flatten(1) @ outward + by_clean * (share @ means)
+        second = (flat - torch.where(by_clean, alpha, sigma) * first) / torch.maximum(alpha, sigma)
+        clean, noise = torch.where(by_clean, first, second), torch.where(by_clean, second, first)
+        return Endpoints(clean.reshape(z.shape), noise.reshape(z.shape))
 
     def log_components(self, x: Tensor) -> Tensor:
         """Log w_k + log N(x; mu_k, C_k) of pictures x (B, C, H, W), (B, K), for covariances without a null space."""
