@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import abc
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .operators.base import LinearOperator, Operator, check_shape
+from .operators.base import LinearOperator, Operator, PinvOperator, check_shape
 from .operators.identity import Identity
 from .operators.jpeg import JPEG
 from .rng import ImageRng
@@ -150,12 +150,14 @@ class Problem:
         noise: what was added.
         y: measurements (B, *data_shape).
         particles: how many consecutive rows are samples of the same measurement that may see each other.
+        slack: misfit per image (B,) beside that of the noise; see `tolerating`.
     """
 
     operator: Operator
     noise: Noise
     y: Tensor
     particles: int = 1
+    slack: Tensor | None = None
 
     def __post_init__(self) -> None:
         name = type(self.operator).__name__
@@ -182,8 +184,12 @@ class Problem:
 
     @property
     def radius(self) -> Tensor:
-        """The misfit |A(x) - y| that the noise, or the tolerance of noiseless data, leaves per image (B,)."""
-        return self.level * self.n_data**0.5
+        """The misfit |A(x) - y| that the noise, or the tolerance of noiseless data, leaves per image (B,).
+
+        With the slack, whose error is independent of the noise.
+        """
+        noise = self.level * self.n_data**0.5
+        return noise if self.slack is None else torch.hypot(noise, self.slack)
 
     @property
     def own_ratio(self) -> float:
@@ -221,7 +227,24 @@ class Problem:
 
     def rows(self, index: Tensor, particles: int = 1) -> Problem:
         """The problem of the given rows, repeated as often as they are named."""
-        return Problem(self.operator, self.noise, self.y[index], particles)
+        slack = None if self.slack is None else self.slack[index]
+        return Problem(self.operator, self.noise, self.y[index], particles, slack)
+
+    def tolerating(self, error: float) -> Problem:
+        """The same problem for a prior that shows no picture exactly: what A makes of white noise is its slack.
+
+        Samplers that stop at the noise level then do not bend latents to explain what their decoder cannot show.
+
+        Arguments:
+            error: root mean square of what the decoder loses, in units of the [-1, 1] image.
+        """
+        if error == 0:
+            return self
+        operator, y = self.operator, self.y
+        shape = (len(y), *operator.image_shape)
+        x = operator.pinv(y) if isinstance(operator, PinvOperator) else y.new_zeros(shape)
+        signs = torch.randint(2, shape[1:], generator=torch.Generator().manual_seed(0)).to(y) * 2 - 1
+        return replace(self, slack=(operator(x + error * signs) - operator(x)).flatten(1).norm(dim=1))
 
 
 def simulate(operator: Operator, noise: Noise, x: Tensor, rng: ImageRng) -> Tensor:

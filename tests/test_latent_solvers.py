@@ -18,11 +18,22 @@ from invsolve.calibrate import calibrate, save_calibration
 from invsolve.cli import app
 from invsolve.images import save_png
 from invsolve.operators import OPERATORS
-from invsolve.priors import VE, DiscreteVP, Full, GaussianPrior, GreyPrior, Guided, Metered, PowerLaw, Rescheduled
+from invsolve.priors import (
+    VE,
+    Calibration,
+    DiscreteVP,
+    Full,
+    GaussianPrior,
+    GreyPrior,
+    Guided,
+    Metered,
+    PowerLaw,
+    Rescheduled,
+)
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
 from invsolve.rng import ImageRng
-from invsolve.solvers._data import approach_data, meet_data, misfit
+from invsolve.solvers._data import approach_data, carry_back, meet_data, misfit
 from invsolve.solvers.flair import FLAIR
 from invsolve.solvers.flowchef import FlowChef
 from invsolve.solvers.psld import PSLD
@@ -156,6 +167,40 @@ def test_a_saturated_decoder_is_left_without_harm():
     assert problem.residual(prior.decode(after)).norm() < 0.5 * before
 
 
+class Lossy(ToyLatentPrior):
+    """Its encoder does not quite undo its decoder."""
+
+    def encode(self, x):
+        return 0.9 * super().encode(x) + 0.05
+
+
+@pytest.mark.parametrize(
+    "spec", ["diffpir(zeta=0.0)", "ddnm(eta=0.0)", "ddrm(eta_a=0.0,eta_c=0.0)", "flower(gamma=0.0)"]
+)
+def test_a_lossy_autoencoder_costs_nothing_where_the_data_ask_for_nothing(spec):
+    """Data that every clean end on the way explains leave it as it is, whatever the autoencoder loses."""
+    g = torch.Generator().manual_seed(0)
+    prior = Lossy(torch.zeros(1, 4, 4, 4).double(), torch.tensor(1.0).double(), torch.randn(3, 4, generator=g).double())
+    z = torch.randn(1, 4, 4, 4, generator=g).double()
+    t, solver = torch.tensor(0.5).double(), build_solver(spec)
+    clean = prior.predict(z, t).clean
+    operator = build_operator("downsample", SHAPE, factor=2)
+    problem = Problem(operator, GaussianNoise(0.1), operator(prior.decode(clean)))
+    torch.testing.assert_close(solver.step(z, t, 0 * t, problem, prior, ImageRng([0])), clean)
+
+
+def test_a_picture_is_carried_back_by_the_difference_that_the_encoder_sees():
+    g = torch.Generator().manual_seed(0)
+    mix = torch.randn(3, 4, generator=g).double()
+    prior = Lossy(torch.zeros(1, 4, 4, 4).double(), torch.tensor(1.0).double(), mix)
+    z = torch.randn(2, 4, 4, 4, generator=g).double()
+    x = prior.decode(z)
+    assert torch.equal(carry_back(z, x, x, prior), z)
+    moved = x + 0.1
+    torch.testing.assert_close(carry_back(z, x, moved, prior), z + prior.encode(moved) - prior.encode(x))
+    assert carry_back(z, z, moved, prior) is moved  # pixels
+
+
 # --- second writings --------------------------------------------------------------------------------------------------
 
 
@@ -163,10 +208,10 @@ def test_a_saturated_decoder_is_left_without_harm():
 def test_flair_equals_a_second_writing(row):
     """Carried noise, calibrated pull, and the nearest picture at the noise level."""
     problem, prior = double(toy(row, sigma=0.15)), GaussianPrior(PowerLaw())
-    prior.calibration = 0.2 + torch.linspace(-1, 1, 100).double().square()
+    prior.calibration = Calibration(0.2 + torch.linspace(-1, 1, 100).double().square())
     a, y, gains = dense(problem, prior)
     times, noise = make_times("flair", 6, prior.schedule), draws(7)
-    m = prior.calibration.numpy()
+    m = prior.calibration.velocity_error.numpy()
     trust = (1 / (m + 1e-7)) / np.mean(1 / (m + 1e-7))
     mu = np.linalg.solve(a.T @ a + (0.15 / 0.5) ** 2 * np.eye(SIZE), a.T @ y)
     e, radius = noise[0].numpy().ravel(), 0.15 * math.sqrt(problem.n_data)
@@ -195,7 +240,9 @@ def test_flair_weights():
         FLAIR(regularizer_weight=0.5, **fields)._weight(torch.tensor(t).double(), prior)
     )
     assert [weight(t) for t in (0.9, 0.1)] == [0.5, 0.5]  # no calibration: the same everywhere
-    prior.calibration = 1 / torch.linspace(1, 3, 101).double()  # trust 1 at t = 1 to 3 at t = 0, 2 on average
+    prior.calibration = Calibration(
+        1 / torch.linspace(1, 3, 101).double()
+    )  # trust 1 at t = 1 to 3 at t = 0, 2 on average
     assert weight(0.5) == pytest.approx(0.5)
     assert weight(0.0) == pytest.approx(0.75, rel=1e-5)
     assert weight(0.5, weight_shift=None) == 0  # the variant that takes the weight at t = 0 off
@@ -244,7 +291,7 @@ def test_flowchef_equals_a_second_writing(row):
                 curve = np.polynomial.Polynomial([r @ r - radius**2, 2 * r @ d, d @ d])  # of the squared misfit
                 roots = [root.real for root in curve.roots() if abs(root.imag) < 1e-9]
                 share = min(roots, default=-(r @ d) / (d @ d)) if size > radius else 0
-                z = (1 - s) * (z0 + min(share, 1) * move) + s * z1
+                z = (1 - s) * (z0 + min(share, 2) * move) + s * z1
             np.testing.assert_allclose(got[k], z, rtol=0, atol=1e-7)
 
 
@@ -351,7 +398,7 @@ def test_resample_holds_the_data_by_pictures_first_and_by_latents_below():
     prior = Metered(ToyLatentPrior(torch.zeros(1, 4, 4, 4), torch.tensor(1.0), torch.randn(3, 4, generator=g)))
     problem = toy("downsample", sigma=0.1)
     for start, calls in (
-        (0.8, 1),
+        (0.8, 2),  # the picture before and after
         (0.95, 0),
         (0.5, 0),
     ):  # sigma/alpha about 4, 19 and 1
@@ -431,7 +478,8 @@ def test_calibration_of_a_gaussian_is_the_closed_form(schedule):
     c = torch.rand(12, generator=g).double() + 0.1
     prior = GaussianPrior(Full(torch.diag(c)), schedule=schedule)
     pictures = c.sqrt().reshape(3, 2, 2) * torch.randn(400, 3, 2, 2, generator=g).double()
-    error = calibrate(prior, pictures, batch_size=50)
+    error, lost = calibrate(prior, pictures, batch_size=50)
+    assert lost == 0  # no decoder
     t = torch.linspace(1, 0, 100).double()[:, None]
     expected = (c / ((1 - t) ** 2 * c + t**2)).mean(dim=1)
     inside = slice(2, None)  # the paths of diffusion models end before t = 1 of the flow
@@ -441,16 +489,59 @@ def test_calibration_of_a_gaussian_is_the_closed_form(schedule):
 
 def test_calibration_does_not_depend_on_the_batch():
     pictures = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
-    torch.testing.assert_close(*(calibrate(PRIOR, pictures, batch_size=n) for n in (1, 64)), rtol=1e-9, atol=0)
-    other = calibrate(PRIOR, pictures, seed=1)
-    assert not torch.allclose(other, calibrate(PRIOR, pictures))
+    one, many = (calibrate(PRIOR, pictures, batch_size=n).velocity_error for n in (1, 64))
+    torch.testing.assert_close(one, many, rtol=1e-9, atol=0)
+    assert not torch.allclose(one, calibrate(PRIOR, pictures, seed=1).velocity_error)
     with pytest.raises(ValueError, match="no pictures"):
         calibrate(PRIOR, [])
 
 
+def test_calibration_measures_what_a_decoder_loses():
+    """On pictures of any size, which the autoencoder must pad."""
+    prior = load_prior("natural-latent")
+    g = torch.Generator().manual_seed(0)
+    pictures = [torch.rand(3, h, w, generator=g) * 2 - 1 for h, w in ((16, 16), (18, 13))]
+    lost = 0.0
+    for x in pictures:
+        sized = prior.sized(tuple(x.shape))
+        lost += float((sized.decode(sized.encode(x[None])) - x).square().sum())
+    expected = math.sqrt(lost / sum(x.numel() for x in pictures))
+    assert calibrate(prior, pictures).decoder_error == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("row", ["identity", "inpaint-random", "downsample", "blur", "jpeg"])
+def test_the_misfit_that_a_decoder_leaves_is_that_of_white_noise(row):
+    """By its variance through the dense matrix; JPEG, which rounds, passes on no more than that."""
+    problem = double(toy(row, sigma=0.1, n=2))
+    assert problem.tolerating(0.0) is problem
+    wider = problem.tolerating(0.2)
+    noise = problem.radius.square()
+    if row == "jpeg":
+        passed = (wider.radius.square() - noise) / problem.n_data
+        assert (passed >= 0).all() and (passed < 2 * 0.2**2).all()
+    else:
+        expected = noise + 0.2**2 * dense_matrix(problem.operator).square().sum()
+        torch.testing.assert_close(wider.radius.square(), expected.expand(2), rtol=0.25, atol=0)  # 192 signs
+    assert torch.equal(wider.level, problem.level)  # what is said of the noise stays
+    torch.testing.assert_close(wider.rows(torch.tensor([1, 1, 0])).radius, wider.radius[[1, 1, 0]])
+
+
+def test_solve_stops_at_the_noise_and_what_the_decoder_loses():
+    g = torch.Generator().manual_seed(0)
+    prior = ToyLatentPrior(
+        torch.zeros(1, 4, 4, 4).double(), torch.tensor(1.0).double(), torch.randn(3, 4, generator=g).double()
+    )
+    x = prior.decode(torch.randn(1, 4, 4, 4, generator=g).double())
+    operator = build_operator("identity", SHAPE)
+    problem = Problem(operator, GaussianNoise(0.1), operator(x) + 0.1 * torch.randn(1, *SHAPE, generator=g).double())
+    prior.calibration = Calibration(torch.ones(100).double(), 0.2)
+    chi2 = float(solve(problem, prior, FLAIR(), make_times("flair", 8, prior.schedule)).chi2)
+    assert chi2 == pytest.approx(1 + 4, rel=0.15)
+
+
 def test_wrappers_pass_the_calibration_on():
     prior = GaussianPrior(PowerLaw())
-    prior.calibration = torch.linspace(1, 2, 100)
+    prior.calibration = Calibration(torch.linspace(1, 2, 100))
     wrapped = [
         Rescheduled(prior, VE()),
         Guided(prior, GaussianPrior(PowerLaw()), 2.0),
@@ -466,14 +557,19 @@ def test_wrappers_pass_the_calibration_on():
 def test_a_calibration_beside_the_card_is_loaded(tmp_path, ending):
     folder = tiny_networks(tmp_path)["velocity"]
     assert load_prior(str(folder)).calibration is None
-    error = torch.linspace(0.1, 1, 100).double()
-    save_calibration(folder / f"calibration.{ending}", error, {"prior": "velocity"})
-    torch.testing.assert_close(load_prior(str(folder)).calibration, error, rtol=0, atol=0)
+    found = Calibration(torch.linspace(0.1, 1, 100).double(), 0.05)
+    save_calibration(folder / f"calibration.{ending}", found, {"prior": "velocity"})
+    kept = load_prior(str(folder)).calibration
+    torch.testing.assert_close(kept.velocity_error, found.velocity_error, rtol=0, atol=0)
+    assert kept.decoder_error == 0.05
+    save_calibration(folder / f"calibration.{ending}", found._replace(decoder_error=-1.0), {})
+    with pytest.raises(ValueError, match="is damaged"):
+        load_prior(str(folder))
     (folder / f"calibration.{ending}").write_text("{}")
     with pytest.raises(ValueError, match="is damaged"):
         load_prior(str(folder))
     with pytest.raises(ValueError, match="not a calibration file"):
-        save_calibration(folder / "calibration.txt", error, {})
+        save_calibration(folder / "calibration.txt", found, {})
 
 
 def test_calibrate_command(tmp_path, monkeypatch):
@@ -488,7 +584,7 @@ def test_calibrate_command(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert "calibrated velocity on 2 pictures" in result.output
-    kept = load_prior(str(folder)).calibration
+    kept = load_prior(str(folder)).calibration.velocity_error
     assert kept.shape == (100,)
     assert CliRunner().invoke(app, [*words, "--batch-size", "3", "-o", "c.json"]).exit_code == 0
     text = json.loads((tmp_path / "c.json").read_text())

@@ -20,6 +20,7 @@ __all__ = [
     "DIFFERENCE",
     "DataTerm",
     "approach_data",
+    "carry_back",
     "check_step",
     "curvature",
     "explain_data",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 DataTerm = Literal["half_sq", "nll", "norm", "pinv_norm", "adjoint_norm"]
+STRETCH = 2.0  # at most, of a step whose end was estimated
 NEWTON_STEPS = 10  # for one number; two or three are enough where the singular values are alike
 ACCURACY = 0.01  # how closely the misfit meets the noise level, which is not known better
 DIFFERENCE = 0.01  # step of a difference quotient, in units of the [-1, 1] image
@@ -116,14 +118,23 @@ def meet_data(x: Tensor, problem: Problem, radius: Tensor, steps: int) -> Tensor
     return u
 
 
+def carry_back(z: Tensor, x: Tensor, moved: Tensor, prior: Prior) -> Tensor:
+    """The latent of the picture `moved`, which was x = D(z): z + E(moved) - E(x), so that a picture not moved keeps z.
+
+    E(moved) alone would add what the autoencoder loses at every step.
+    """
+    return moved if x is z else z + (prior.encode(moved) - prior.encode(x))
+
+
 def approach_data(
     z: Tensor, problem: Problem, decode: Callable[[Tensor], Tensor], radius: Tensor, steps: int
 ) -> Tensor:
-    """Up to `steps` gradient steps on |A D(z) - y| until it is at most `radius`, without a step size to choose.
+    """Up to `steps` conjugate gradient steps on |A D(z) - y| until it is at most `radius`, with no step size to choose.
 
-    A step goes to where the misfit would be `radius` were it linear in z (Polyak, 1969), and is then shortened to where
-    it first is, or is least, were the residual linear between the two ends.  A step that makes the misfit larger after
-    all is not taken, and the next one is a quarter as long.
+    The directions are those of Polak and Ribiere (1969), which for a linear A D is conjugate gradients on the normal
+    equations.  A step goes to where the misfit would be `radius` were it linear in z (Polyak, 1969), and is then
+    changed to where it first is, or is least, were the residual linear along it.  A step that makes the misfit larger
+    after all is not taken, and the next one is downhill and a quarter as long.
 
     Arguments:
         z: latents (B, *latent_shape).
@@ -134,30 +145,35 @@ def approach_data(
     """
 
     def look(z: Tensor, slope: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """A D(z) - y, its length and, if wanted, the gradient of that."""
+        """A D(z) - y, its length and, if wanted, the gradient of half its square."""
         with torch.set_grad_enabled(slope):
             leaf = z.detach().requires_grad_(slope)
             r = problem.residual(decode(leaf))
-            size = norm(r)
-            g = torch.autograd.grad(size.sum(), leaf)[0] if slope else leaf
-        return r.detach(), size.detach(), g
+            g = torch.autograd.grad(dot(r, r).sum() / 2, leaf)[0] if slope else leaf
+        return r.detach(), norm(r.detach()), g
 
     tiny, pace = torch.finfo(z.dtype).tiny, torch.ones_like(radius)
     r, size, g = look(z, steps > 0)
+    direction = -g
     for k in range(steps):
         if not (size > radius).any():
             break
-        move = -expand_to(pace * (size - radius).clamp_min(0) / dot(g, g).clamp_min(tiny**0.5), z) * g
+        length = pace * (size - radius).clamp_min(0) * size / -dot(g, direction).clamp_max(-(tiny**0.5))
+        move = expand_to(length, z) * direction
         d = problem.residual(decode(z + move)) - r
         a, b, c = dot(d, d), dot(r, d), (size.square() - radius.square()).clamp_min(0)  # |r + k d|^2 = radius^2
         share = (-b - (b.square() - a * c).clamp_min(0).sqrt()) / a.clamp_min(tiny)
-        moved = z + expand_to(share.clamp(0, 1), z) * move
+        moved = z + expand_to(share.clamp(0, STRETCH), z) * move
         found = look(moved, k + 1 < steps)
-        lower, pace = found[1] < size, torch.where(found[1] < size, 1, pace / 4)
+        lower = found[1] < size
+        turn = (dot(found[2], found[2] - g) / dot(g, g).clamp_min(tiny)).clamp_min(0)
+        direction = expand_to(torch.where(lower, turn, 0), z) * direction
         z = torch.where(expand_to(lower, z), moved, z)
         r, size, g = (
             torch.where(expand_to(lower, new), new, old) for new, old in zip(found, (r, size, g), strict=True)
         )
+        direction, pace = direction - g, torch.where(lower, 1, pace / 4)
+        direction = torch.where(expand_to(dot(g, direction) < 0, z), direction, -g)
     return z
 
 

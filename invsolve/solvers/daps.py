@@ -23,7 +23,8 @@
 | grid | sigma 100 to 0.1, rho 7, 200 steps | the same | `restoration`, 50 steps |
 
 The two kinds draw from the same Gaussian, Langevin's chain up to a share step_size / 4 of the variance along y, and it
-also takes operators that are not linear and decoders.  After a decoder the exact draw is made of pictures and encoded.
+also takes operators that are not linear and decoders.  After a decoder the exact draw is made of pictures and carried
+back by the encoder.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
 from ..times import restoration
-from ._data import curvature
+from ._data import carry_back, curvature
 from ._path import isotropic_std, ode
 from ._start import noisy_first_guess
 
@@ -138,7 +139,7 @@ class DAPS(Solver[State]):
                 f"DAPS: inner='exact' needs a linear operator, and {type(problem.operator).__name__} is not one; use "
                 "inner='langevin'."
             )
-        x, y = prior.decode(z0), problem.y
-        x = x + r * rng.randn_like(x)
+        x0, y = prior.decode(z0), problem.y
+        x = x0 + r * rng.randn_like(x0)
         y = y + expand_to(problem.std, y) * rng.randn_like(y)
-        return prior.encode(problem.linear.prox(x, y, (problem.level / r).square())), steepest
+        return carry_back(z0, x0, problem.linear.prox(x, y, (problem.level / r).square()), prior), steepest

@@ -40,6 +40,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
+from ._data import carry_back
 from ._path import transition
 from ._start import noisy_first_guess
 
@@ -75,7 +76,7 @@ class DDNM(Solver[Tensor]):
 
         if not isinstance(operator, SpectralOperator) or x0 is not z0:  # no spectrum, or not in the space of z
             distrust = torch.where(c > 0, c / sigma_s, 0)  # infinite at the last step of a noisy problem
-            z0 = prior.encode(self._consistent(x0, problem, distrust))
+            z0 = carry_back(z0, x0, self._consistent(x0, problem, distrust), prior)
             return transition(prior, s, z0, eps, eta * sigma_s, rng)
 
         def trust(v: Tensor) -> Tensor:  # lambda

@@ -42,6 +42,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
+from ._data import carry_back
 from ._path import transition
 from ._start import noisy_first_guess
 
@@ -92,5 +93,5 @@ class DDRM(Solver[Tensor]):
         x0 = prior.decode(z0)
         x = x0 + operator.spectral(operator.pinv(-problem.residual(x0)), pull)
         if x0 is not z0:
-            return transition(prior, s, prior.encode(x), eps, eta_c * sigma, rng)
+            return transition(prior, s, carry_back(z0, x0, x, prior), eps, eta_c * sigma, rng)
         return alpha * x + operator.spectral(eps, kept) + operator.spectral(rng.randn_like(x), fresh)

@@ -32,6 +32,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
+from ._data import carry_back
 from ._start import noisy_first_guess
 
 __all__ = ["DiffPIR"]
@@ -66,7 +67,8 @@ class DiffPIR(Solver[Tensor]):
         alpha_t, sigma_t = prior.schedule(t)
         z0 = prior.predict(state, t).clean
         rho = self.weight * (problem.level / prior.schedule.ratio(t)).square()
-        z0 = prior.encode(problem.linear.prox(prior.decode(z0), problem.y, rho.clamp_min(MIN_RHO)))
+        x0 = prior.decode(z0)
+        z0 = carry_back(z0, x0, problem.linear.prox(x0, problem.y, rho.clamp_min(MIN_RHO)), prior)
         eps = (state - expand_to(alpha_t, z0) * z0) / expand_to(sigma_t, z0)
         noise = self.zeta**0.5 * rng.randn_like(z0) + (1 - self.zeta) ** 0.5 * eps
         return prior.at(s, z0, noise)

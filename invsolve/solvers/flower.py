@@ -35,6 +35,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
+from ._data import carry_back
 from ._path import isotropic_std
 from ._start import noisy_first_guess
 
@@ -71,5 +72,6 @@ class FLOWER(Solver[Tensor]):
         if self.gamma > 0:
             z0 = z0 + self.gamma * nu * rng.randn_like(z0)
             y = y + self.gamma * expand_to(problem.level, y) * rng.randn_like(y)
-        z0 = prior.encode(problem.linear.prox(prior.decode(z0), y, rho))
+        x0 = prior.decode(z0)
+        z0 = carry_back(z0, x0, problem.linear.prox(x0, y, rho), prior)
         return prior.at(s, z0, rng.randn_like(z0))

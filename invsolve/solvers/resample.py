@@ -7,7 +7,7 @@
         every period-th step, and where sigma_s / alpha_s < hard_below:
             z0  = clean end after `travel` more deterministic steps from z_s (0: as it is)
             z0  = argmin |A D(z0) - y| from there, stopped at the noise level (hard data consistency);
-                  over pictures, then encoded, where sigma_s / alpha_s > pixel_above, and over latents below
+                  over pictures, then carried back, where sigma_s / alpha_s > pixel_above, and over latents below
             z_s = w alpha_s z0 + (1 - w) z_s + sqrt(w) sigma_s n,  n ~ N(0, I)      (stochastic resampling)
     z_0 = argmin |A D(z_0) - y| from there
 
@@ -30,8 +30,9 @@ paper's v = gamma (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s), w = v / (v 
 | clean end | posterior mean | (1 - abar) eps for sqrt(1 - abar) eps in it | posterior mean |
 | grid | 500 DDIM steps | 500 | `restoration`, 50 |
 
-The argmin stops where the misfit is what the problem's noise leaves.  Over pictures and for a linear operator it is the
-nearest such picture in one exact step; otherwise gradient steps whose length is that of a linear problem.
+The argmin stops where the misfit is what the problem's noise leaves, and what the autoencoder loses if that is known.
+Over pictures and for a linear operator it is the nearest such picture in one exact step; otherwise conjugate gradients
+whose step length is that of a linear problem.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import approach_data, meet_data
+from ._data import approach_data, carry_back, meet_data
 from ._start import noisy_first_guess
 
 __all__ = ["ReSample"]
@@ -141,7 +142,7 @@ class ReSample(Solver[State]):
         radius = problem.radius
         x0 = prior.decode(z0)
         if x0 is z0 or r > self.pixel_above:
-            return prior.encode(meet_data(x0, problem, radius, self.data_steps))
+            return carry_back(z0, x0, meet_data(x0, problem, radius, self.data_steps), prior)
         return approach_data(z0, problem, prior.decode, radius, self.data_steps)
 
     def estimate(self, state: State) -> Tensor:
