@@ -150,7 +150,7 @@ class Problem:
         noise: what was added.
         y: measurements (B, *data_shape).
         particles: how many consecutive rows are samples of the same measurement that may see each other.
-        slack: misfit per image (B,) beside that of the noise; see `tolerating`.
+        slack: misfit per image (B,) that is put up with in any case; see `tolerating`.
     """
 
     operator: Operator
@@ -186,10 +186,10 @@ class Problem:
     def radius(self) -> Tensor:
         """The misfit |A(x) - y| that the noise, or the tolerance of noiseless data, leaves per image (B,).
 
-        With the slack, whose error is independent of the noise.
+        Or the slack, where that is more.
         """
         noise = self.level * self.n_data**0.5
-        return noise if self.slack is None else torch.hypot(noise, self.slack)
+        return noise if self.slack is None else torch.maximum(noise, self.slack)
 
     @property
     def own_ratio(self) -> float:
@@ -233,7 +233,8 @@ class Problem:
     def tolerating(self, error: float) -> Problem:
         """The same problem for a prior that shows no picture exactly: what A makes of white noise is its slack.
 
-        Samplers that stop at the noise level then do not bend latents to explain what their decoder cannot show.
+        Samplers that stop at the noise level then stop there where it is more, and do not bend latents to explain what
+        their decoder cannot show.  Where A hides most of that, as down-sampling does, the noise level remains.
 
         Arguments:
             error: root mean square of what the decoder loses, in units of the [-1, 1] image.

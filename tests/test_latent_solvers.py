@@ -514,19 +514,18 @@ def test_the_misfit_that_a_decoder_leaves_is_that_of_white_noise(row):
     """By its variance through the dense matrix; JPEG, which rounds, passes on no more than that."""
     problem = double(toy(row, sigma=0.1, n=2))
     assert problem.tolerating(0.0) is problem
-    wider = problem.tolerating(0.2)
-    noise = problem.radius.square()
+    assert torch.equal(problem.tolerating(1e-3).radius, problem.radius)  # less than the noise
+    wider = problem.tolerating(0.5)
     if row == "jpeg":
-        passed = (wider.radius.square() - noise) / problem.n_data
-        assert (passed >= 0).all() and (passed < 2 * 0.2**2).all()
+        assert (wider.radius >= problem.radius).all() and (wider.radius.square() < 2 * 0.5**2 * problem.n_data).all()
     else:
-        expected = noise + 0.2**2 * dense_matrix(problem.operator).square().sum()
-        torch.testing.assert_close(wider.radius.square(), expected.expand(2), rtol=0.25, atol=0)  # 192 signs
+        expected = 0.5**2 * dense_matrix(problem.operator).square().sum()
+        torch.testing.assert_close(wider.radius.square(), expected.expand(2), rtol=0.5, atol=0)  # 48 numbers at least
     assert torch.equal(wider.level, problem.level)  # what is said of the noise stays
     torch.testing.assert_close(wider.rows(torch.tensor([1, 1, 0])).radius, wider.radius[[1, 1, 0]])
 
 
-def test_solve_stops_at_the_noise_and_what_the_decoder_loses():
+def test_solve_stops_where_the_decoder_is_at_its_end():
     g = torch.Generator().manual_seed(0)
     prior = ToyLatentPrior(
         torch.zeros(1, 4, 4, 4).double(), torch.tensor(1.0).double(), torch.randn(3, 4, generator=g).double()
@@ -536,7 +535,7 @@ def test_solve_stops_at_the_noise_and_what_the_decoder_loses():
     problem = Problem(operator, GaussianNoise(0.1), operator(x) + 0.1 * torch.randn(1, *SHAPE, generator=g).double())
     prior.calibration = Calibration(torch.ones(100).double(), 0.2)
     chi2 = float(solve(problem, prior, FLAIR(), make_times("flair", 8, prior.schedule)).chi2)
-    assert chi2 == pytest.approx(1 + 4, rel=0.15)
+    assert chi2 == pytest.approx(4, rel=0.15)
 
 
 def test_wrappers_pass_the_calibration_on():

@@ -26,10 +26,10 @@ On a path other than the rectified flow, t in the weights is the flow time of eq
 | start | E(A^T y) | E(A^+ y) | as RED-diff |
 
 The official step size follows no rule from task to task, and stops too early without noise and never with more than
-it was made for.  Here the data steps end where the misfit is what the problem's noise leaves, and what the autoencoder
-loses if `invsolve calibrate` has measured it; held closer, latents are bent to show what they cannot.  For a pixel
-prior and a linear operator that is one exact step, to the nearest such picture; otherwise conjugate gradients whose
-step length is that of a linear problem.  `data_lr` brings the official steps back.
+it was made for.  Here the data steps end where the misfit is what the problem's noise leaves, or what the autoencoder
+loses if that is more (as `invsolve calibrate` finds); held closer, latents are bent to show what they cannot.  For a
+pixel prior and a linear operator that is one exact step, to the nearest such picture; otherwise conjugate gradients
+whose step length is that of a linear problem.  `data_lr` brings the official steps back.
 
 With the official weight the pull lam / t passes 1 below t = 0.7, beyond x.  On a pixel prior the noise of x then stays
 in mu: at 50 steps photographs lose 1 to 3 dB against 0.2, whose pull stays below 1.
@@ -74,7 +74,7 @@ class FLAIR(Solver[State]):
         weight_shift: added to the calibrated weights before they are cut at 0; None subtracts the weight at t = 0.
         data_steps: most gradient steps on the data per time; 0 leaves the data out.
         data_lr: official step size on |A D(mu) - y|^2, which the weight multiplies; None takes no step size at all.
-        tolerance: mean squared misfit where the data steps stop; None for that of the noise and the decoder's error.
+        tolerance: mean squared misfit where the data steps stop; None for that of the noise or decoder.
     """
 
     times = "flair"

@@ -13,14 +13,15 @@ On a path other than the rectified flow, t and s in the weights are the flow tim
 |---|---|---|---|
 | L | misfit, step shrinking with t | |A^+ (y - A D(z))| (super-resolution), A^T elsewhere | |A D(z) - y|, `data_term` |
 | step_size | – | 15 at 768x768 latents, fp16 | (L - sigma_y sqrt(m))_+ / |g|^2 |
-| inner_steps | several (conjugate gradients) | 3 | 8, fewer where the noise level is reached |
+| inner_steps | several (conjugate gradients) | 3 of gradient descent | 8, fewer where the noise level is reached |
 | noise share | eta | 1 - s | 1 - s |
 | grid | shift 4 | 4u / (1 + 3u) twice shifted | `flowdps` |
 
 The official objective is a norm, not its square, so its gradient has the same size however small the misfit is, and
 it takes one norm over the whole batch; here every picture has its own.  A fixed step fits one operator and one size of
-picture: super-resolution x4 by means keeps a sixteenth of a gradient.  By default a step goes to where the misfit is
-what the noise leaves, were it linear, and what is there already stays.
+picture: super-resolution x4 by means keeps a sixteenth of a gradient.  By default the inner steps are conjugate
+gradients, each to where the misfit is what the noise (or an autoencoder of known error) leaves, were it linear; what
+is there already stays.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class FlowDPS(Solver[Tensor]):
     Arguments:
         step_size: step of the inner gradient descent; None for the one that leaves the noise of the problem, which
             needs data_term="norm".
-        inner_steps: gradient steps on the clean endpoint per time step.
+        inner_steps: most steps on the clean endpoint per time step.
         data_term: L(z), x = D(z): `norm` |A x - y|; `half_sq` |A x - y|^2 / 2; `nll` -log p(y | x);
             `pinv_norm` |A^+ (A x - y)| and `adjoint_norm` |A^T (A x - y)| as in the official code.
     """

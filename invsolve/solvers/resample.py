@@ -30,9 +30,9 @@ paper's v = gamma (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s), w = v / (v 
 | clean end | posterior mean | (1 - abar) eps for sqrt(1 - abar) eps in it | posterior mean |
 | grid | 500 DDIM steps | 500 | `restoration`, 50 |
 
-The argmin stops where the misfit is what the problem's noise leaves, and what the autoencoder loses if that is known.
-Over pictures and for a linear operator it is the nearest such picture in one exact step; otherwise conjugate gradients
-whose step length is that of a linear problem.
+The argmin stops where the misfit is what the problem's noise leaves, or what the autoencoder is known to lose if that
+is more.  Over pictures and for a linear operator it is the nearest such picture in one exact step; otherwise conjugate
+gradients whose step length is that of a linear problem.
 """
 
 from __future__ import annotations
