@@ -68,7 +68,9 @@ def calibrate(
             total[k] += (dot(error, error) / z0.numel()).double().cpu()
     if n == 0:
         raise ValueError("There are no pictures to calibrate the prior with; give at least one.")
-    if not (total.isfinite().all() and math.isfinite(lost)):
+    if not math.isfinite(lost):
+        raise ValueError("The autoencoder's pictures are not finite; try --dtype float32, or other pictures.")
+    if not total.isfinite().all():
         raise ValueError("The prior's velocity is not finite at some times; try --dtype float32, or other pictures.")
     return Calibration(total / n, math.sqrt(lost / values))
 
@@ -85,7 +87,7 @@ def save_calibration(path: Path, found: Calibration, about: Mapping[str, str]) -
         ValueError: the path ends otherwise.
     """
     if path.suffix == ".safetensors":
-        tensors = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in found._asdict().items()}
+        tensors = {name: torch.as_tensor(value, dtype=torch.float64).contiguous() for name, value in found._asdict().items()}
         atomic_write(path, save(tensors, dict(about)))
     elif path.suffix == ".json":
         errors = {"decoder_error": found.decoder_error, "velocity_error": found.velocity_error.tolist()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .operators.base import LinearOperator, Operator, PinvOperator, check_shape
+from .operators.base import LinearOperator, Operator, check_shape
 from .operators.identity import Identity
 from .operators.jpeg import JPEG
 from .rng import ImageRng
@@ -234,18 +234,19 @@ class Problem:
         """The same problem for a prior that shows no picture exactly: what A makes of white noise is its slack.
 
         Samplers that stop at the noise level then stop there where it is more, and do not bend latents to explain what
-        their decoder cannot show.  Where A hides most of that, as down-sampling does, the noise level remains.
+        their decoder cannot show.  Where A hides most of that, as down-sampling does, the noise level remains; a
+        non-linear A is taken to hide nothing.
 
         Arguments:
             error: root mean square of what the decoder loses, in units of the [-1, 1] image.
         """
         if error == 0:
             return self
-        operator, y = self.operator, self.y
-        shape = (len(y), *operator.image_shape)
-        x = operator.pinv(y) if isinstance(operator, PinvOperator) else y.new_zeros(shape)
-        signs = torch.randint(2, shape[1:], generator=torch.Generator().manual_seed(0)).to(y) * 2 - 1
-        return replace(self, slack=(operator(x + error * signs) - operator(x)).flatten(1).norm(dim=1))
+        passed = self.n_data**0.5  # of white noise of variance 1
+        if isinstance(self.operator, LinearOperator):
+            signs = torch.randint(2, self.operator.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+            passed = float(self.operator(signs[None].to(self.y)).norm())
+        return replace(self, slack=self.y.new_full((len(self.y),), error * passed))
 
 
 def simulate(operator: Operator, noise: Noise, x: Tensor, rng: ImageRng) -> Tensor:

@@ -93,15 +93,13 @@ class GaussianMixture(Prior):
         centres = torch.einsum("kd,kde->ke", means, vectors)
         inner = (flat @ inward).reshape(-1, count, size) - alpha * centres  # (B, K, e)
         variance = (alpha.square() * values + sigma.square()).clamp_min(tiny)  # (B or 1, K, e)
-        scaled = inner / variance
-        log_p = self.weights.to(z).log() - 0.5 * ((inner * scaled).sum(dim=-1) + variance.log().sum(dim=-1))  # (B, K)
+        log_p = self.weights.to(z).log() - 0.5 * (inner.square() / variance + variance.log()).sum(dim=-1)  # (B, K)
         share = log_p.softmax(dim=1)
-        scaled = share[..., None] * scaled
         # One end by the components, the other, which is what is left of z, by a division by the larger coefficient.
         alpha, sigma = alpha[..., 0], sigma[..., 0]  # (B or 1, 1)
         by_clean = sigma > alpha
-        coefficient = torch.where(by_clean[..., None], alpha[..., None] * values, sigma[..., None])
-        first = (coefficient * scaled).flatten(1) @ outward + by_clean * (share @ means)
+        gain = torch.where(by_clean[..., None], alpha[..., None] * values, sigma[..., None]) / variance
+        first = (share[..., None] * (gain * inner)).flatten(1) @ outward + by_clean * (share @ means)
         second = (flat - torch.where(by_clean, alpha, sigma) * first) / torch.maximum(alpha, sigma)
         clean, noise = torch.where(by_clean, first, second), torch.where(by_clean, second, first)
         return Endpoints(clean.reshape(z.shape), noise.reshape(z.shape))

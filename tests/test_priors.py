@@ -270,6 +270,23 @@ def test_gaussian_posterior_samples_have_its_moments():
     assert (x.T.cov() - c).norm() / c.norm() < 0.1
 
 
+@pytest.mark.parametrize("schedule", [None, VE(80.0)], ids=["flow", "ve"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mixture_of_flat_components_at_the_ends_of_the_path(schedule, dtype):
+    """Covariances without full rank: at t = 0 a point of a component is itself, however far the others are."""
+    g = torch.Generator().manual_seed(0)
+    roots = torch.randn(3, 12, 2, generator=g, dtype=dtype)
+    means = 5 * torch.randn(3, 3, 2, 2, generator=g, dtype=dtype)
+    prior = GaussianMixture(torch.ones(3, dtype=dtype), means, roots @ roots.mT, schedule)
+    z = means + (roots @ torch.randn(3, 2, 1, generator=g, dtype=dtype)).reshape(means.shape)
+    for t in (torch.tensor(0.0, dtype=dtype), torch.zeros(3, dtype=dtype)):
+        ends = prior.predict(z, t)
+        torch.testing.assert_close(ends.clean, z, rtol=1e-4, atol=1e-4)
+        assert ends.noise.isfinite().all()
+    many = prior.predict(z, torch.tensor(1.0, dtype=dtype))
+    assert all(end.isfinite().all() for end in many)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_mixture_posterior_by_bayes_rule(shared):
     """log posterior - log prior - log likelihood is one constant."""

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 DataTerm = Literal["half_sq", "nll", "norm", "pinv_norm", "adjoint_norm"]
+ROUNDING = 1e-4  # of the radius: rows this near to it have arrived
 STRETCH = 2.0  # at most, of a step whose end was estimated
 NEWTON_STEPS = 10  # for one number; two or three are enough where the singular values are alike
 ACCURACY = 0.01  # how closely the misfit meets the noise level, which is not known better
@@ -88,7 +89,7 @@ def meet_data(x: Tensor, problem: Problem, radius: Tensor, steps: int) -> Tensor
     Arguments:
         x: pictures (B, *image_shape).
         problem: operator, noise and data.
-        radius: largest misfit per image (B,), usually the noise level times the root of the number of data.
+        radius: largest misfit per image (B,), usually `problem.radius`.
         steps: most gradient steps.
     """
     operator, y = problem.operator, problem.y
@@ -134,7 +135,7 @@ def approach_data(
     The directions are those of Polak and Ribiere (1969), which for a linear A D is conjugate gradients on the normal
     equations.  A step goes to where the misfit would be `radius` were it linear in z (Polyak, 1969), and is then
     changed to where it first is, or is least, were the residual linear along it.  A step that makes the misfit larger
-    after all is not taken, and the next one is downhill and a quarter as long.
+    after all is not taken; the next one goes straight down, a quarter as long if that one did, too.
 
     Arguments:
         z: latents (B, *latent_shape).
@@ -154,9 +155,9 @@ def approach_data(
 
     tiny, pace = torch.finfo(z.dtype).tiny, torch.ones_like(radius)
     r, size, g = look(z, steps > 0)
-    direction = -g
-    for k in range(steps):
-        if not (size > radius).any():
+    direction, steepest = -g, torch.ones_like(radius, dtype=torch.bool)
+    for k in range(1, steps + 1):
+        if not (size > (1 + ROUNDING) * radius).any():
             break
         length = pace * (size - radius).clamp_min(0) * size / -dot(g, direction).clamp_max(-(tiny**0.5))
         move = expand_to(length, z) * direction
@@ -164,16 +165,19 @@ def approach_data(
         a, b, c = dot(d, d), dot(r, d), (size.square() - radius.square()).clamp_min(0)  # |r + k d|^2 = radius^2
         share = (-b - (b.square() - a * c).clamp_min(0).sqrt()) / a.clamp_min(tiny)
         moved = z + expand_to(share.clamp(0, STRETCH), z) * move
-        found = look(moved, k + 1 < steps)
+        found = look(moved, k < steps)
         lower = found[1] < size
-        turn = (dot(found[2], found[2] - g) / dot(g, g).clamp_min(tiny)).clamp_min(0)
-        direction = expand_to(torch.where(lower, turn, 0), z) * direction
         z = torch.where(expand_to(lower, z), moved, z)
+        if k == steps:
+            break
+        turn = (dot(found[2], found[2] - g) / dot(g, g).clamp_min(tiny)).clamp_min(0)
         r, size, g = (
             torch.where(expand_to(lower, new), new, old) for new, old in zip(found, (r, size, g), strict=True)
         )
-        direction, pace = direction - g, torch.where(lower, 1, pace / 4)
-        direction = torch.where(expand_to(dot(g, direction) < 0, z), direction, -g)
+        pace = torch.where(lower, 1, torch.where(steepest, pace / 4, pace))
+        direction = expand_to(torch.where(lower, turn, 0), z) * direction - g
+        steepest = ~lower | (turn == 0) | (dot(g, direction) >= 0)
+        direction = torch.where(expand_to(steepest, z), -g, direction)
     return z
 
 

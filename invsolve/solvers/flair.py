@@ -8,12 +8,13 @@
         x, e = endpoints of the flow through z_t            (e is carried to the next step)
         lam = weight(t)                                     (calibrated)
         mu  = mu - lam (e - x - (n - mu))                   (= mu - lam / t (mu - x))
-        mu  = argmin |A D(mu) - y|^2 from there, stopped where it is sigma_y^2 m     (hard data consistency)
+        mu  = argmin |A D(mu) - y|^2 from there, stopped at R^2            (hard data consistency)
 
     weight(t) = regularizer_weight * max(100 (1 / m(t)) / sum_u 1 / m(u) + weight_shift, 0)
 
 m(t) is the mean squared error of the prior's velocity, in `prior.calibration`, measured once per prior (`invsolve
 calibrate`) and read off at the nearest of its times; a prior without it has the constant weight regularizer_weight.
+R is the misfit at which the data are explained: sigma_y sqrt(m), or what the autoencoder loses where that is more.
 On a path other than the rectified flow, t in the weights is the flow time of equal sigma/alpha.
 
 | | paper | official code | here |

@@ -11,12 +11,13 @@ picture.
 | | paper | FlowDPS's version | here |
 |---|---|---|---|
 | L | misfit of the clean end | |A^+ y - A^+ A D(z)| (super-resolution), A^T elsewhere | |A D(z) - y|, `data_term` |
-| step_size | – | 15 at 768x768 latents, fp16 | (1 - s) (L - sigma_y sqrt(m))_+ / |g|^2 |
+| step_size | – | 15 at 768x768 latents, fp16 | below |
 | grid | – | 28 steps, shift 4 | `karras`, 28 |
 
 A fixed step fits one operator and one size of picture: it ignores how far away the data are and how noisy, and where
 s > 1/2 a shift of z_s moves what the network makes of it more than twice as far, which can swing up.  By default the
-step takes the clean end to where the misfit is what the noise leaves, were the misfit linear.
+step takes the clean end towards where the misfit is what the noise leaves (or an autoencoder of known error), as far as
+a line search on the residual says.
 """
 
 from __future__ import annotations

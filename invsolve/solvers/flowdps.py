@@ -12,7 +12,7 @@ On a path other than the rectified flow, t and s in the weights are the flow tim
 | | paper | official code | here |
 |---|---|---|---|
 | L | misfit, step shrinking with t | |A^+ (y - A D(z))| (super-resolution), A^T elsewhere | |A D(z) - y|, `data_term` |
-| step_size | – | 15 at 768x768 latents, fp16 | (L - sigma_y sqrt(m))_+ / |g|^2 |
+| step_size | – | 15 at 768x768 latents, fp16 | below |
 | inner_steps | several (conjugate gradients) | 3 of gradient descent | 8, fewer where the noise level is reached |
 | noise share | eta | 1 - s | 1 - s |
 | grid | shift 4 | 4u / (1 + 3u) twice shifted | `flowdps` |

@@ -4,14 +4,16 @@
     for t -> s in times:
         z0, z1 = endpoints at z_t
         x0     = D(z0)
-        L      = max(|A x0 - y|, sigma_y sqrt(m)) + gluing * |z0 - E(x0 + G (y - A x0))|
+        L      = max(|A x0 - y|, R) + gluing * |z0 - E(x0 + G (y - A x0))|
         z_s    = alpha_s z0 + sigma_s z1 - step_size * grad_{z_t} L     (through network, decoder and encoder)
+
+R is the misfit at which the data are explained: sigma_y sqrt(m), or what the autoencoder loses where that is more.
 
 The second term asks that the picture with its measured part replaced by the data is a picture the encoder gives z0 for.
 
 | | paper | official code | FlowDPS's version | here |
 |---|---|---|---|---|
-| step_size | 1 | 1 | 15 at 768x768, fp16 | (|A x0 - y| - sigma_y sqrt(m))_+ / (|g| max(|g|, |g0|)) |
+| step_size | 1 | 1 | 15 at 768x768, fp16 | (|A x0 - y| - R)_+ / (|g| max(|g|, |g0|)) |
 | noise level in L | – | no | no | yes |
 | gluing | 0.1 | 0.1 | 0.1 | 0.3, chosen on photographs |
 | G | A^T | A^T | A^+ (super-resolution), A^T elsewhere | A^T (A A^T + sigma_y^2 / r^2)^-1, `back` |

@@ -3,16 +3,17 @@
 
     for t -> s in times:
         z0, eps = endpoints at z_t
-        z_s     = alpha_s z0 + sigma_s eps - step_size abar_t grad_{z_t} max(|A D(z0) - y|, sigma_y sqrt(m))
+        z_s     = alpha_s z0 + sigma_s eps - step_size abar_t grad_{z_t} max(|A D(z0) - y|, R)
         every period-th step, and where sigma_s / alpha_s < hard_below:
             z0  = clean end after `travel` more deterministic steps from z_s (0: as it is)
-            z0  = argmin |A D(z0) - y| from there, stopped at the noise level (hard data consistency);
+            z0  = argmin |A D(z0) - y| from there, stopped at R (hard data consistency);
                   over pictures, then carried back, where sigma_s / alpha_s > pixel_above, and over latents below
             z_s = w alpha_s z0 + (1 - w) z_s + sqrt(w) sigma_s n,  n ~ N(0, I)      (stochastic resampling)
     z_0 = argmin |A D(z_0) - y| from there
 
     w = gamma q / (1 + gamma q),  q = 1 - (r_s / r_t)^2,  r = sigma / alpha,  abar = 1 / (1 + r^2)
 
+R is the misfit at which the data are explained: sigma_y sqrt(m), or what the autoencoder loses where that is more.
 Resampling draws from p(z_s | z0, z_s') for z_s' ~ N(z_s, v), which on a variance-preserving path has the mean
 (v sqrt(abar_s) z0 + (1 - abar_s) z_s') / (v + 1 - abar_s) and the variance 1 / (1 / v + 1 / (1 - abar_s)); with the
 paper's v = gamma (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s), w = v / (v + 1 - abar_s) is the one above.
@@ -30,9 +31,8 @@ paper's v = gamma (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s), w = v / (v 
 | clean end | posterior mean | (1 - abar) eps for sqrt(1 - abar) eps in it | posterior mean |
 | grid | 500 DDIM steps | 500 | `restoration`, 50 |
 
-The argmin stops where the misfit is what the problem's noise leaves, or what the autoencoder is known to lose if that
-is more.  Over pictures and for a linear operator it is the nearest such picture in one exact step; otherwise conjugate
-gradients whose step length is that of a linear problem.
+Over pictures and for a linear operator the argmin is the nearest picture with misfit R, in one exact step; otherwise
+conjugate gradients whose step length is that of a linear problem.
 """
 
 from __future__ import annotations
