@@ -1,9 +1,8 @@
-"""How far a prior is off: its velocity error over time, which FLAIR weighs its regulariser with, and its decoder's."""
+"""How well a prior knows the flow at every time: the velocity error that FLAIR weighs its regulariser with."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from .images import atomic_write
 from .linalg import dot
-from .priors.base import Calibration, Prior
+from .priors.base import Prior
 from .priors.schedule import LinearFlow
 from .rng import ImageRng, derive_seed
 
@@ -30,14 +29,12 @@ def calibrate(
     *,
     seed: int = 0,
     batch_size: int = 8,
-) -> Calibration:
-    """The velocity error of a prior over time and, if it has an autoencoder, what that loses.
-
-    The first is the mean of |v_prior(z_t, t) - (eps - z_0)|^2 per latent entry at 100 uniform flow times from 1 to 0.
+) -> Tensor:
+    """Mean of |v_prior(z_t, t) - (eps - z_0)|^2 per latent entry at 100 uniform flow times from 1 to 0.
 
     The velocity is that of the rectified flow, noise end minus clean end, for a prior on any path: there z_t is taken
     at equal sigma/alpha.  Every picture has its own noise at every time, so that the result is the same at any batch
-    size.  The second is the root mean square of D(E(x)) - x over all values of all pictures.
+    size.
 
     Arguments:
         prior: the prior to measure, on the device wanted.
@@ -46,18 +43,15 @@ def calibrate(
         batch_size: most rows that go through the network at once.
 
     Returns:
-        The velocity errors (100,) in float64, and the decoder's.
+        The errors (100,) in float64, what `Prior.calibration` holds.
 
     Raises:
-        ValueError: there are no pictures, or an error is not finite.
+        ValueError: there are no pictures, or the error is not finite.
     """
     t = torch.linspace(1, 0, POINTS, dtype=torch.float64)
-    total, lost, values, n = torch.zeros_like(t), 0.0, 0, 0
+    total, n = torch.zeros_like(t), 0
     for n, picture in enumerate(pictures, start=1):
-        sized = prior.sized((len(picture), *picture.shape[1:]))
-        z0 = sized.encode(picture[None])
-        lost += float((sized.decode(z0) - picture).double().square().sum())
-        values += picture.numel()
+        z0 = prior.encode(picture[None])
         times = prior.schedule.time(LinearFlow().ratio(t)).to(z0)
         for k in torch.arange(POINTS).split(batch_size):
             eps = ImageRng(derive_seed(seed, n - 1, int(j)) for j in k).randn(
@@ -68,29 +62,25 @@ def calibrate(
             total[k] += (dot(error, error) / z0.numel()).double().cpu()
     if n == 0:
         raise ValueError("There are no pictures to calibrate the prior with; give at least one.")
-    if not math.isfinite(lost):
-        raise ValueError("The autoencoder's pictures are not finite; try --dtype float32, or other pictures.")
     if not total.isfinite().all():
         raise ValueError("The prior's velocity is not finite at some times; try --dtype float32, or other pictures.")
-    return Calibration(total / n, math.sqrt(lost / values))
+    return total / n
 
 
-def save_calibration(path: Path, found: Calibration, about: Mapping[str, str]) -> None:
-    """Write the errors with what they were measured on; `load_prior` finds them in the prior's folder.
+def save_calibration(path: Path, error: Tensor, about: Mapping[str, str]) -> None:
+    """Write the errors (100,) with what they were measured on; `load_prior` finds them in the prior's folder.
 
     Arguments:
         path: ends in .safetensors or .json.
-        found: what `calibrate` returned.
+        error: what `calibrate` returned.
         about: texts to keep with it.
 
     Raises:
         ValueError: the path ends otherwise.
     """
     if path.suffix == ".safetensors":
-        tensors = {name: torch.as_tensor(value, dtype=torch.float64).contiguous() for name, value in found._asdict().items()}
-        atomic_write(path, save(tensors, dict(about)))
+        atomic_write(path, save({"velocity_error": error.contiguous()}, dict(about)))
     elif path.suffix == ".json":
-        errors = {"decoder_error": found.decoder_error, "velocity_error": found.velocity_error.tolist()}
-        atomic_write(path, (json.dumps({**about, **errors}, indent=2) + "\n").encode())
+        atomic_write(path, (json.dumps({**about, "velocity_error": error.tolist()}, indent=2) + "\n").encode())
     else:
         raise ValueError(f"{path.name} is not a calibration file; name one ending in .safetensors or .json.")

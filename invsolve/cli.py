@@ -340,9 +340,7 @@ def calibrate_command(
     batch_size: Annotated[int, typer.Option(help="Most times that go through the network at once.")] = 8,
     max_pixels: PixelsOption = MAX_PIXELS,
 ) -> None:
-    """Measure how far a prior is off: its velocity at each time, and what its autoencoder loses.
-
-    The solver flair weighs the prior with the first; solvers that follow the data do so no closer than the second.
+    """Measure how well a prior knows the flow at each time: what the solver flair weighs it with.
 
     Takes 100 network calls for every picture.  The pictures should be clean, and not those the prior was trained on.
     """

@@ -56,8 +56,7 @@ def calibrate_prior(
     model = load_prior(prior, DTYPES[dtype]).to(place)
     pictures = _middles(sources, model, size, max_pixels, place, torch.float64 if dtype == "float64" else torch.float32)
     shown = track(pictures, "", total=len(sources), console=errors, transient=True, disable=not errors.is_terminal)
-    found = calibrate(model, shown, seed=seed, batch_size=batch_size)
-    error = found.velocity_error
+    error = calibrate(model, shown, seed=seed, batch_size=batch_size)
     about = {
         "prior": Path(prior).name,
         "pictures": str(len(sources)),
@@ -65,12 +64,11 @@ def calibrate_prior(
         "seed": str(seed),
         "software": f"invsolve {__version__}, torch {torch.__version__}",
     }
-    save_calibration(path, found, about)
+    save_calibration(path, error, about)
     least = int(error.argmin())
     console.print(
         f"calibrated {Path(prior).name} on {len(sources)} pictures -> {path} (velocity error {error[0]:.3f} at t = 1, "
-        f"least {error[least]:.3f} at t = {1 - least / (len(error) - 1):.2f}, {error[-1]:.3f} at t = 0, "
-        f"decoder error {found.decoder_error:.4f})"
+        f"least {error[least]:.3f} at t = {1 - least / (len(error) - 1):.2f}, {error[-1]:.3f} at t = 0)"
     )
 
 

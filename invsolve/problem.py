@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -150,14 +150,12 @@ class Problem:
         noise: what was added.
         y: measurements (B, *data_shape).
         particles: how many consecutive rows are samples of the same measurement that may see each other.
-        slack: misfit per image (B,) that is put up with in any case; see `tolerating`.
     """
 
     operator: Operator
     noise: Noise
     y: Tensor
     particles: int = 1
-    slack: Tensor | None = None
 
     def __post_init__(self) -> None:
         name = type(self.operator).__name__
@@ -184,12 +182,8 @@ class Problem:
 
     @property
     def radius(self) -> Tensor:
-        """The misfit |A(x) - y| that the noise, or the tolerance of noiseless data, leaves per image (B,).
-
-        Or the slack, where that is more.
-        """
-        noise = self.level * self.n_data**0.5
-        return noise if self.slack is None else torch.maximum(noise, self.slack)
+        """The misfit |A(x) - y| that the noise, or the tolerance of noiseless data, leaves per image (B,)."""
+        return self.level * self.n_data**0.5
 
     @property
     def own_ratio(self) -> float:
@@ -227,26 +221,7 @@ class Problem:
 
     def rows(self, index: Tensor, particles: int = 1) -> Problem:
         """The problem of the given rows, repeated as often as they are named."""
-        slack = None if self.slack is None else self.slack[index]
-        return Problem(self.operator, self.noise, self.y[index], particles, slack)
-
-    def tolerating(self, error: float) -> Problem:
-        """The same problem for a prior that shows no picture exactly: what A makes of white noise is its slack.
-
-        Samplers that stop at the noise level then stop there where it is more, and do not bend latents to explain what
-        their decoder cannot show.  Where A hides most of that, as down-sampling does, the noise level remains; a
-        non-linear A is taken to hide nothing.
-
-        Arguments:
-            error: root mean square of what the decoder loses, in units of the [-1, 1] image.
-        """
-        if error == 0:
-            return self
-        passed = self.n_data**0.5  # of white noise of variance 1
-        if isinstance(self.operator, LinearOperator):
-            signs = torch.randint(2, self.operator.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-            passed = float(self.operator(signs[None].to(self.y)).norm())
-        return replace(self, slack=self.y.new_full((len(self.y),), error * passed))
+        return Problem(self.operator, self.noise, self.y[index], particles)
 
 
 def simulate(operator: Operator, noise: Noise, x: Tensor, rng: ImageRng) -> Tensor:

@@ -131,8 +131,6 @@ def solve(
         grids = [times] * len(problem.y)
     start = time.perf_counter()
     metered = Metered(prior.sized(problem.operator.image_shape))
-    if prior.calibration is not None:
-        problem = problem.tolerating(prior.calibration.decoder_error)
     rows = [(b, s) for b in range(len(problem.y)) for s in range(samples)]
     group = samples if solver.interacting else 1  # rows that must stay together
     size = max(batch_size // group, 1) * group

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .base import Calibration, Endpoints, Guided, Metered, Prior, Rescheduled
+from .base import Endpoints, Guided, Metered, Prior, Rescheduled
 from .covariance import Covariance, Diagonal, Full, PowerLaw, Stationary
 from .decoder import LinearDecoder
 from .denoiser import DenoiserPrior
@@ -31,7 +31,6 @@ from .tiles import TiledPrior
 __all__ = [
     "PRIORS",
     "VE",
-    "Calibration",
     "Card",
     "Covariance",
     "DenoiserPrior",

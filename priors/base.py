@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..linalg import expand_to
 from .schedule import Schedule
 
-__all__ = ["Calibration", "Endpoints", "Guided", "Metered", "Prior", "Rescheduled", "Shape", "Wrapper"]
+__all__ = ["Endpoints", "Guided", "Metered", "Prior", "Rescheduled", "Shape", "Wrapper"]
 
 Shape = tuple[int, int, int]  # (C, H, W), no batch axis
 
@@ -22,13 +22,6 @@ class Endpoints(NamedTuple):
 
     clean: Tensor  # E[z_0 | z_t]  (B, *latent_shape)
     noise: Tensor  # E[eps | z_t]  (B, *latent_shape)
-
-
-class Calibration(NamedTuple):
-    """How far a prior is off, as `invsolve calibrate` measured it on pictures."""
-
-    velocity_error: Tensor  # mean squared, per element, at uniform flow times from 1 to 0
-    decoder_error: float = 0.0  # root mean square of D(E(x)) - x, in units of the [-1, 1] image
 
 
 class Prior(nn.Module, abc.ABC):
@@ -41,7 +34,7 @@ class Prior(nn.Module, abc.ABC):
     channels: int | None = None  # image channels it knows; None: any
     calls_per_predict: int = 1  # network calls behind one prediction
     memory_mode: str = "fast"  # of `memory.py`, in which it was loaded
-    calibration: Calibration | None = None
+    calibration: Tensor | None = None  # squared velocity error per element at uniform flow times from 1 to 0
 
     @abc.abstractmethod
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:

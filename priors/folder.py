@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .backbones import Backbone, find_backbone, trained_size
-from .base import Calibration, Prior
+from .base import Prior
 from .files import CANNOT_HELP, check_shards, quiet_diffusers, read_json, read_number, short, weights_variant
 from .latent import AUTOENCODERS, LatentPrior
 from .memory import Memory, plan_memory, stored_parameters
@@ -182,26 +181,22 @@ def _first_of(folder: Path, *names: str) -> Path:
     return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
 
 
-def _read_calibration(folder: Path) -> Calibration | None:
+def _read_calibration(folder: Path) -> Tensor | None:
     """What `invsolve calibrate` left in the folder of a prior, if anything."""
     try:
         if (path := folder / "calibration.safetensors").is_file():
             from safetensors.torch import load_file
 
-            kept: dict[str, Any] = dict(load_file(path))
+            error = load_file(path)["velocity_error"].double()
         elif (path := folder / "calibration.json").is_file():
-            kept = json.loads(path.read_text())
+            error = torch.tensor(json.loads(path.read_text())["velocity_error"], dtype=torch.float64)
         else:
             return None
-        error = torch.as_tensor(kept["velocity_error"], dtype=torch.float64)
-        lost = float(kept.get("decoder_error", 0.0))
         if error.ndim != 1 or len(error) < 2 or not (error.isfinite() & (error >= 0)).all():
             raise ValueError("it must hold two or more numbers that are not negative")
-        if not 0 <= lost < math.inf:
-            raise ValueError(f"decoder_error must be a number that is not negative, got {lost}")
     except Exception as problem:  # safetensors has an error class of its own, and all mean the same
         raise ValueError(f"{path.name} in {folder} is damaged ({problem}); run invsolve calibrate again.") from problem
-    return Calibration(error, lost)
+    return error
 
 
 def path_of(config: Mapping[str, Any]) -> tuple[Schedule, Parameterisation]:

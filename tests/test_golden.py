@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from toys import IsotropicPrior, ReplayRng, ToyLatentPrior
 
 from invsolve.operators import build_operator
-from invsolve.priors import Calibration
 from invsolve.priors.schedule import DiscreteVP, linear_betas
 from invsolve.problem import NoNoise, Problem
 from invsolve.solvers import DPS, FlowDPS, PiGDM, REDDiff
@@ -109,7 +108,7 @@ def test_flair():
     """The published weights, data steps and stop; a second run without data steps gives the regulariser's own step."""
     trace = load_file(GOLDEN / "flair_inpaint_box_calibrated.safetensors")
     prior = ToyLatentPrior(trace["mean"], trace["std"], trace["W"])
-    prior.calibration = Calibration(trace["calibration_raw"])
+    prior.calibration = trace["calibration_raw"]
     operator = build_operator("inpaint-box", (3, 16, 16), top=4, left=6, height=8, width=8)
     problem = Problem(operator, NoNoise(), trace["y"])
     torch.testing.assert_close(flair_times(6)[:-1], trace["t"], **TOLERANCE)

@@ -11,18 +11,7 @@ from torch import nn
 from toys import IsotropicPrior, ToyLatentPrior
 
 from invsolve import GaussianNoise, ImageRng, Problem, build_operator, build_solver, simulate, solve
-from invsolve.priors import (
-    VE,
-    Calibration,
-    Diagonal,
-    Endpoints,
-    GaussianPrior,
-    Guided,
-    LinearFlow,
-    Metered,
-    Prior,
-    Rescheduled,
-)
+from invsolve.priors import VE, Diagonal, Endpoints, GaussianPrior, Guided, LinearFlow, Metered, Prior, Rescheduled
 from invsolve.priors.tiles import TiledPrior, tiled
 from invsolve.sample import sample_prior
 
@@ -69,7 +58,7 @@ class RandomNetwork(Prior):
 
     def __init__(self, seed, channels=3, width=16):
         super().__init__()
-        self.schedule, self.channels, self.calibration = LinearFlow(), channels, Calibration(torch.ones(4))
+        self.schedule, self.channels, self.calibration = LinearFlow(), channels, torch.ones(4)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = nn.Sequential(
@@ -298,7 +287,7 @@ def test_what_a_wrapper_passes_on():
     prior = TiledPrior(inner, size=16, overlap=4)
     assert (prior.channels, prior.schedule, prior.calls_per_predict) == (4, inner.schedule, 1)
     assert prior.calibration is inner.calibration
-    prior.calibration = Calibration(torch.zeros(4))
+    prior.calibration = torch.zeros(4)
     sized = prior.sized((4, 40, 29))
     assert isinstance(sized, TiledPrior) and sized.calibration is prior.calibration
     assert (sized.size, sized.overlap, sized.calls_per_predict) == (16, 4, 3 * 3)
@@ -319,7 +308,7 @@ def test_a_prompt_keeps_the_windows():
             return other
 
     prior = TiledPrior(Prompted(0), size=16, overlap=4, checkpoint=True)
-    prior.calibration = Calibration(torch.zeros(4))
+    prior.calibration = torch.zeros(4)
     for one in (prior.prompted("a house").sized((3, 40, 29)), prior.sized((3, 40, 29)).prompted("a house")):
         assert (one.prior.prompt, one.calls_per_predict, one.checkpoint) == ("a house", 2 * 9, True)
         assert one.calibration is prior.calibration

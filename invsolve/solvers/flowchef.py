@@ -16,8 +16,8 @@ picture.
 
 A fixed step fits one operator and one size of picture: it ignores how far away the data are and how noisy, and where
 s > 1/2 a shift of z_s moves what the network makes of it more than twice as far, which can swing up.  By default the
-step takes the clean end towards where the misfit is what the noise leaves (or an autoencoder of known error), as far as
-a line search on the residual says.
+step takes the clean end towards where the misfit is what the noise leaves, as far as a line search on the
+residual says.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
         L      = max(|A x0 - y|, R) + gluing * |z0 - E(x0 + G (y - A x0))|
         z_s    = alpha_s z0 + sigma_s z1 - step_size * grad_{z_t} L     (through network, decoder and encoder)
 
-R is the misfit at which the data are explained: sigma_y sqrt(m), or what the autoencoder loses where that is more.
+R = sigma_y sqrt(m) is the misfit that the noise leaves.
 
 The second term asks that the picture with its measured part replaced by the data is a picture the encoder gives z0 for.
 

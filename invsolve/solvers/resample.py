@@ -13,7 +13,7 @@
 
     w = gamma q / (1 + gamma q),  q = 1 - (r_s / r_t)^2,  r = sigma / alpha,  abar = 1 / (1 + r^2)
 
-R is the misfit at which the data are explained: sigma_y sqrt(m), or what the autoencoder loses where that is more.
+R = sigma_y sqrt(m) is the misfit that the noise leaves.
 Resampling draws from p(z_s | z0, z_s') for z_s' ~ N(z_s, v), which on a variance-preserving path has the mean
 (v sqrt(abar_s) z0 + (1 - abar_s) z_s') / (v + 1 - abar_s) and the variance 1 / (1 / v + 1 / (1 - abar_s)); with the
 paper's v = gamma (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s), w = v / (v + 1 - abar_s) is the one above.
@@ -90,7 +90,7 @@ class ReSample(Solver[State]):
     gamma: float = 40.0
     hard_below: float = 9.4
     pixel_above: float = 1.45
-    data_steps: int = 15
+    data_steps: int = 6
 
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "gamma", "hard_below", "pixel_above", "data_steps", "travel")
