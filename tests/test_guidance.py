@@ -1,5 +1,6 @@
 """Posterior samplers that weigh data and prior by a covariance: PiGDM, OT-ODE, FLOWER, MMPS and DDRM."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -361,19 +362,45 @@ def test_mmps_corrects_latents_through_the_derivative_of_the_decoder():
     )
 
 
-def test_pigdm_guides_latents_through_encoder_and_network():
-    """J^T Enc(x - D(z0)) with x the picture that D(z0) is moved to."""
+def test_pigdm_guides_latents_through_decoder_and_network():
+    """J^T r^2 M^T (r^2 M M^T + sigma^2)^-1 (y - M z0), M = A D."""
     (prior, operator), t, s, sigma = seen_through_a_matrix(), 0.6, 0.4, 0.3
     problem = Problem(operator, GaussianNoise(sigma), randn(1, 6, seed=3))
     z = randn(1, 2, 3, 2, seed=4)
-    a, d, total = operator.matrix.numpy(), prior.matrix.numpy(), (1 - t) ** 2 + t**2
+    joint, total = (operator.matrix @ prior.matrix).numpy(), (1 - t) ** 2 + t**2
     z0, eps = (1 - t) / total * z.numpy().ravel(), t / total * z.numpy().ravel()
     r2 = t**2 / total
-    pull = r2 * a.T @ np.linalg.solve(r2 * a @ a.T + sigma**2 * np.eye(6), problem.y[0].numpy() - a @ d @ z0)
-    expected = (1 - s) * z0 + s * eps + (1 - s) * (1 - t) * (1 - t) / total * np.linalg.pinv(d) @ pull
+    pull = (
+        r2 * joint.T @ np.linalg.solve(r2 * joint @ joint.T + sigma**2 * np.eye(6), problem.y[0].numpy() - joint @ z0)
+    )
+    expected = (1 - s) * z0 + s * eps + (1 - s) * (1 - t) * (1 - t) / total * pull
     times = torch.tensor([t, s], dtype=torch.float64)
     got = PiGDM(eta=0.0).step(z, *times, problem, prior, ImageRng([0]))
     torch.testing.assert_close(got.flatten(), torch.from_numpy(expected), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("spec", "s", "ratio"),
+    [  # ratio: sigma_y^2 / rho is its square
+        ("flower", 0.0, 0.6 / math.hypot(0.4, 0.6)),
+        ("diffpir(weight=0.25)", 0.0, 2 * 0.6 / 0.4),
+        ("ddnm(eta=0.0)", 0.3, 0.3 / 0.7),
+        ("ddrm(eta_c=0.0)", 0.3, 0.3 / 0.7),
+    ],
+)
+def test_clean_ends_meet_the_data_through_the_derivative_of_the_decoder(spec, s, ratio):
+    """z0 becomes the mean of z given y = A D z + noise, where z ~ N(z0, ratio^2 I)."""
+    (prior, operator), t, sigma = seen_through_a_matrix(), 0.6, 0.3
+    problem = Problem(operator, GaussianNoise(sigma), randn(2, 6, seed=3))
+    z = randn(2, 2, 3, 2, seed=4)
+    joint, total = (operator.matrix @ prior.matrix).numpy(), (1 - t) ** 2 + t**2
+    times = torch.tensor([t, s], dtype=torch.float64)
+    got = build_solver(spec).step(z, *times, problem, prior, ImageRng([0, 1]))
+    for k in range(2):
+        z0, eps = (1 - t) / total * z[k].numpy().ravel(), t / total * z[k].numpy().ravel()
+        gain = ratio**2 * joint.T @ np.linalg.inv(ratio**2 * joint @ joint.T + sigma**2 * np.eye(6))
+        mean = z0 + gain @ (problem.y[k].numpy() - joint @ z0)
+        np.testing.assert_allclose(got[k].numpy().ravel(), (1 - s) * mean + s * eps, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from invsolve.priors import VE, DiscreteVP, Full, GaussianPrior, GreyPrior, Guid
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
 from invsolve.rng import ImageRng
-from invsolve.solvers._data import approach_data, carry_back, meet_data, misfit
+from invsolve.solvers._data import approach_data, meet_data, misfit
 from invsolve.solvers.flair import FLAIR
 from invsolve.solvers.flowchef import FlowChef
 from invsolve.solvers.psld import PSLD
@@ -194,18 +194,6 @@ def test_a_lossy_autoencoder_costs_nothing_where_the_data_ask_for_nothing(spec):
     operator = build_operator("downsample", SHAPE, factor=2)
     problem = Problem(operator, GaussianNoise(0.1), operator(prior.decode(clean)))
     torch.testing.assert_close(solver.step(z, t, 0 * t, problem, prior, ImageRng([0])), clean)
-
-
-def test_a_picture_is_carried_back_by_the_difference_that_the_encoder_sees():
-    g = torch.Generator().manual_seed(0)
-    mix = torch.randn(3, 4, generator=g).double()
-    prior = Lossy(torch.zeros(1, 4, 4, 4).double(), torch.tensor(1.0).double(), mix)
-    z = torch.randn(2, 4, 4, 4, generator=g).double()
-    x = prior.decode(z)
-    assert torch.equal(carry_back(z, x, x, prior), z)
-    moved = x + 0.1
-    torch.testing.assert_close(carry_back(z, x, moved, prior), z + prior.encode(moved) - prior.encode(x))
-    assert carry_back(z, z, moved, prior) is moved  # pixels
 
 
 # --- second writings --------------------------------------------------------------------------------------------------

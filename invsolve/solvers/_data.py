@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -14,27 +15,27 @@ from ..operators.base import LinearOperator, PinvOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..solver import Solver, check_range
+from ._least_squares import least_squares
 from ._path import isotropic_std
 
 __all__ = [
     "DIFFERENCE",
     "DataTerm",
     "approach_data",
-    "carry_back",
     "check_step",
     "curvature",
     "explain_data",
     "meet_data",
     "misfit",
+    "proximal_step",
     "pseudo_inverse_guidance",
 ]
 
 DataTerm = Literal["half_sq", "nll", "norm", "pinv_norm", "adjoint_norm"]
-ROUNDING = 1e-4  # of the radius: rows this near to it have arrived
-STRETCH = 2.0  # at most, of a step whose end was estimated
 NEWTON_STEPS = 10  # for one number; two or three are enough where the singular values are alike
 ACCURACY = 0.01  # how closely the misfit meets the noise level, which is not known better
 DIFFERENCE = 0.01  # step of a difference quotient, in units of the [-1, 1] image
+LATENT_STEPS = 6  # more bend latents to show what the decoder cannot, fewer leave a blur
 MIN_RHO = 1e-6  # keeps the proximal step well posed where no picture meets the noise level
 
 
@@ -119,82 +120,54 @@ def meet_data(x: Tensor, problem: Problem, radius: Tensor, steps: int) -> Tensor
     return u
 
 
-def carry_back(z: Tensor, x: Tensor, moved: Tensor, prior: Prior) -> Tensor:
-    """The latent of the picture `moved`, which was x = D(z): z + E(moved) - E(x), so that a picture not moved keeps z.
-
-    E(moved) alone would add what the autoencoder loses at every step.
-    """
-    return moved if x is z else z + (prior.encode(moved) - prior.encode(x))
-
-
 def approach_data(
-    z: Tensor, problem: Problem, decode: Callable[[Tensor], Tensor], radius: Tensor, steps: int
+    z: Tensor, problem: Problem, decode: Callable[[Tensor], Tensor], radius: Tensor, steps: int, stall: float = 0.0
 ) -> Tensor:
-    """Up to `steps` conjugate gradient steps on |A D(z) - y| until it is at most `radius`, with no step size to choose.
+    """Up to `steps` conjugate gradient steps on |A D(z) - y| until it is at most `radius`; see `least_squares`."""
+    return least_squares(z, lambda u: problem.residual(decode(u)), radius, steps, stall)
 
-    The directions are those of Polak and Ribiere (1969), which for a linear A D is conjugate gradients on the normal
-    equations.  A step goes to where the misfit would be `radius` were it linear in z (Polyak, 1969), and is then
-    changed to where it first is, or is least, were the residual linear along it.  A step that makes the misfit larger
-    after all is not taken; the next one goes straight down, a quarter as long if that one did, too.
+
+def proximal_step(z0: Tensor, problem: Problem, rho: Tensor, prior: Prior, y: Tensor | None = None) -> Tensor:
+    """The proximal step argmin_z |A D(z) - y|^2 + rho |z - z0|^2: the mean given y of z ~ N(z0, sigma_y^2 / rho I).
+
+    For a pixel prior one `explain_data`, exact where A is linear; through a decoder, which nothing inverts, at most
+    `LATENT_STEPS` conjugate gradient steps from z0, for every operator.
 
     Arguments:
-        z: latents (B, *latent_shape).
-        problem: operator, noise and data.
-        decode: latents to pictures.
-        radius: misfit per image (B,) at which a row is done.
-        steps: most steps.
+        z0: clean ends (B, *latent_shape).
+        problem: operator, data and noise level.
+        rho: (sigma_y / std of z)^2 per image (B,).
+        prior: whose latents they are.
+        y: in place of the problem's data.
+
+    Raises:
+        TypeError: the operator is neither linear nor has a pseudo-inverse, with a pixel prior.
     """
+    problem = problem if y is None else dataclasses.replace(problem, y=y)
+    if prior.decode(z0) is z0:
+        return explain_data(z0, problem, rho)
+    pull = expand_to(rho.sqrt(), z0)
 
-    def look(z: Tensor, slope: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """A D(z) - y, its length and, if wanted, the gradient of half its square."""
-        with torch.set_grad_enabled(slope):
-            leaf = z.detach().requires_grad_(slope)
-            r = problem.residual(decode(leaf))
-            g = torch.autograd.grad(dot(r, r).sum() / 2, leaf)[0] if slope else leaf
-        return r.detach(), norm(r.detach()), g
+    def residual(z: Tensor) -> Tensor:
+        return torch.cat([problem.residual(prior.decode(z)).flatten(1), (pull * (z - z0)).flatten(1)], dim=1)
 
-    tiny, pace = torch.finfo(z.dtype).tiny, torch.ones_like(radius)
-    r, size, g = look(z, steps > 0)
-    direction, steepest = -g, torch.ones_like(radius, dtype=torch.bool)
-    for k in range(1, steps + 1):
-        if not (size > (1 + ROUNDING) * radius).any():
-            break
-        length = pace * (size - radius).clamp_min(0) * size / -dot(g, direction).clamp_max(-(tiny**0.5))
-        move = expand_to(length, z) * direction
-        d = problem.residual(decode(z + move)) - r
-        a, b, c = dot(d, d), dot(r, d), (size.square() - radius.square()).clamp_min(0)  # |r + k d|^2 = radius^2
-        share = (-b - (b.square() - a * c).clamp_min(0).sqrt()) / a.clamp_min(tiny)
-        moved = z + expand_to(share.clamp(0, STRETCH), z) * move
-        found = look(moved, k < steps)
-        lower = found[1] < size
-        z = torch.where(expand_to(lower, z), moved, z)
-        if k == steps:
-            break
-        turn = (dot(found[2], found[2] - g) / dot(g, g).clamp_min(tiny)).clamp_min(0)
-        r, size, g = (
-            torch.where(expand_to(lower, new), new, old) for new, old in zip(found, (r, size, g), strict=True)
-        )
-        pace = torch.where(lower, 1, torch.where(steepest, pace / 4, pace))
-        direction = expand_to(torch.where(lower, turn, 0), z) * direction - g
-        steepest = ~lower | (turn == 0) | (dot(g, direction) >= 0)
-        direction = torch.where(expand_to(steepest, z), -g, direction)
-    return z
+    return least_squares(z0, residual, torch.zeros_like(rho), LATENT_STEPS)
 
 
-def explain_data(x: Tensor, problem: Problem, std: Tensor) -> Tensor:
-    """Mean of p(x' | y) for x' ~ N(x, std^2 I): a proximal step of sigma_y^2 / std^2, differentiable in x.
+def explain_data(x: Tensor, problem: Problem, rho: Tensor) -> Tensor:
+    """Mean of x' given y where x' ~ N(x, sigma_y^2 / rho): a proximal step of rho, differentiable in x.
 
-    An operator that is not linear takes the part 1 / (1 + sigma_y^2 / std^2) of the way to what explains y.
+    An operator that is not linear takes the part 1 / (1 + rho) of the way to what explains y.
 
     Arguments:
         x: pictures (B, *image_shape).
         problem: operator, data and sigma_y, the noise level or the tolerance of noiseless data.
-        std: per image (B,).
+        rho: (sigma_y / std of x')^2 per image (B,).
 
     Raises:
         TypeError: the operator is neither linear nor has a pseudo-inverse.
     """
-    operator, rho = problem.operator, (problem.level / std).square()  # (B,)
+    operator = problem.operator
     if isinstance(operator, LinearOperator):
         return operator.prox(x, problem.y, rho)
     if isinstance(operator, PinvOperator):
@@ -207,15 +180,15 @@ def pseudo_inverse_guidance(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both ends at z_t, and which way z_t explains the data: J^T r^2 A^T (r^2 A A^T + sigma_y^2)^-1 (y - A z_0).
 
-    J is the Jacobian of the clean end and r its `isotropic_std`.  All but J is `explain_data` on the picture, for a
-    decoder carried back to the latent by the encoder.
+    J is the Jacobian of the clean end and r its `isotropic_std`.  All but J is a `proximal_step`, which for a decoder
+    puts its derivative beside A.
     """
     with torch.enable_grad():
         z = state.detach().requires_grad_(True)
         z0, eps = prior.predict(z, t)
-    x0 = prior.decode(z0.detach())
-    x = explain_data(x0, problem, isotropic_std(prior, t, data_std))
-    (guidance,) = torch.autograd.grad(z0, z, prior.encode(x) - prior.encode(x0))
+    rho = (problem.level / isotropic_std(prior, t, data_std)).square()
+    pull = proximal_step(z0.detach(), problem, rho, prior) - z0.detach()
+    (guidance,) = torch.autograd.grad(z0, z, pull)
     return z0.detach(), eps.detach(), guidance
 
 

@@ -23,8 +23,8 @@
 | grid | sigma 100 to 0.1, rho 7, 200 steps | the same | `restoration`, 50 steps |
 
 The two kinds draw from the same Gaussian, Langevin's chain up to a share step_size / 4 of the variance along y, and it
-also takes operators that are not linear and decoders.  After a decoder the exact draw is made of pictures and carried
-back by the encoder.
+also takes operators that are not linear and decoders.  Through a decoder the proximal step is a few conjugate
+gradients, exact in name only.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
 from ..times import restoration
-from ._data import carry_back, curvature
+from ._data import curvature, proximal_step
 from ._path import isotropic_std, ode
 from ._start import noisy_first_guess
 
@@ -133,13 +133,12 @@ class DAPS(Solver[State]):
     def _exact(
         self, z0: Tensor, steepest: Tensor, r: Tensor, problem: Problem, prior: Prior, rng: ImageRng
     ) -> tuple[Tensor, Tensor]:
-        """The same draw by one proximal step between perturbed data and a perturbed picture."""
+        """The same draw by one proximal step between perturbed data and a perturbed clean end."""
         if not isinstance(problem.operator, LinearOperator):
             raise TypeError(
                 f"DAPS: inner='exact' needs a linear operator, and {type(problem.operator).__name__} is not one; use "
                 "inner='langevin'."
             )
-        x0, y = prior.decode(z0), problem.y
-        x = x0 + r * rng.randn_like(x0)
-        y = y + expand_to(problem.std, y) * rng.randn_like(y)
-        return carry_back(z0, x0, problem.linear.prox(x, y, (problem.level / r).square()), prior), steepest
+        z = z0 + r * rng.randn_like(z0)
+        y = problem.y + expand_to(problem.std, problem.y) * rng.randn_like(problem.y)
+        return proximal_step(z, problem, (problem.level / r).square(), prior, y), steepest

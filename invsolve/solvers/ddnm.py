@@ -40,7 +40,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import carry_back
+from ._data import proximal_step
 from ._path import transition
 from ._start import noisy_first_guess
 
@@ -72,11 +72,11 @@ class DDNM(Solver[Tensor]):
         alpha_s, sigma_s = prior.schedule(s)
         c = expand_to(alpha_s * problem.std, z0)  # (B, 1, 1, 1)
         eta, rest = self.eta, (1 - self.eta**2) ** 0.5
-        operator, x0 = problem.operator, prior.decode(z0)
+        operator, pixels = problem.operator, prior.decode(z0) is z0
 
-        if not isinstance(operator, SpectralOperator) or x0 is not z0:  # no spectrum, or not in the space of z
-            distrust = torch.where(c > 0, c / sigma_s, 0)  # infinite at the last step of a noisy problem
-            z0 = carry_back(z0, x0, self._consistent(x0, problem, distrust), prior)
+        if not isinstance(operator, SpectralOperator) or not pixels:  # no spectrum, or not in the space of z
+            distrust = torch.where(c > 0, c / sigma_s, 0).flatten()  # infinite at the last step of a noisy problem
+            z0 = self._consistent(z0, problem, distrust, prior, pixels)
             return transition(prior, s, z0, eps, eta * sigma_s, rng)
 
         def trust(v: Tensor) -> Tensor:  # lambda
@@ -94,11 +94,10 @@ class DDNM(Solver[Tensor]):
         noise = operator.spectral(eps, kept) + operator.spectral(rng.randn_like(eps), fresh)
         return alpha_s * z0 + noise
 
-    def _consistent(self, x0: Tensor, problem: Problem, distrust: Tensor) -> Tensor:
-        """x0 made to explain y where no spectrum is at hand, trusting y less as c / sigma_s (B, 1, 1, 1) grows."""
+    def _consistent(self, z0: Tensor, problem: Problem, distrust: Tensor, prior: Prior, pixels: bool) -> Tensor:
+        """z0 made to explain y where no spectrum is at hand, trusting y less as c / sigma_s (B,) grows."""
         operator = problem.operator
-        if isinstance(operator, LinearOperator):
-            rho = distrust.flatten().square().clamp(1e-6, 1e6)
-            return operator.prox(x0, problem.y, rho)
+        if isinstance(operator, LinearOperator) or not pixels:
+            return proximal_step(z0, problem, distrust.square().clamp(1e-6, 1e6), prior)
         assert isinstance(operator, PinvOperator)
-        return x0 + (1 / distrust.clamp_min(1)) * (operator.project(x0, problem.y) - x0)
+        return z0 + expand_to(1 / distrust.clamp_min(1), z0) * (operator.project(z0, problem.y) - z0)

@@ -13,8 +13,9 @@ With A = U diag(v) V^T, in the variance-exploding coordinates x = V^T z / alpha,
         v_i = 0                    z0_i + sqrt(1 - eta_c^2) r eps_i + eta_c r n_i
 
 z0_i, eps_i and n_i are components in the basis V.  The first two cases are z0 + V diag(lambda) V^T A^+ (y - A z0) with
-lambda = eta_b, or sqrt(1 - eta_a^2) r v_i / sigma_y < 1.  For latent priors that step is taken on the picture, and the
-noise of the latent is refreshed as in the null space.
+lambda = eta_b, or sqrt(1 - eta_a^2) r v_i / sigma_y < 1.  For latent priors, where the singular basis of A D is not
+known, v_i / (v_i^2 + (sigma_y / r)^2), one proximal step, takes the place of lambda / v_i, and noise is refreshed as
+in the null space.
 
 Of pixels that a mask hides the network knows little, so that their eps is well shorter than noise, and z_s made of it
 has too little noise for its time: hence eta_c = 1 here.
@@ -42,7 +43,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import carry_back
+from ._data import proximal_step
 from ._path import transition
 from ._start import noisy_first_guess
 
@@ -90,8 +91,8 @@ class DDRM(Solver[Tensor]):
         def kept(v: Tensor) -> Tensor:
             return torch.where(v > 0, 0, (1 - eta_c**2) ** 0.5 * sigma)
 
-        x0 = prior.decode(z0)
-        x = x0 + operator.spectral(operator.pinv(-problem.residual(x0)), pull)
-        if x0 is not z0:
-            return transition(prior, s, carry_back(z0, x0, x, prior), eps, eta_c * sigma, rng)
+        if prior.decode(z0) is not z0:  # the singular basis of A D is not known
+            rho = torch.where(c > 0, c / sigma, 0).flatten().square().clamp(1e-6, 1e6)
+            return transition(prior, s, proximal_step(z0, problem, rho, prior), eps, eta_c * sigma, rng)
+        x = z0 + operator.spectral(operator.pinv(-problem.residual(z0)), pull)
         return alpha * x + operator.spectral(eps, kept) + operator.spectral(rng.randn_like(x), fresh)

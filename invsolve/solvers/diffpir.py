@@ -5,7 +5,7 @@
     for t -> s in times:
         z0    = clean endpoint at z_t
         rho   = weight * sigma_y^2 / (sigma_t / alpha_t)^2
-        z0    = argmin_x |A x - y|^2 + rho |x - z0|^2       (the operator's prox)
+        z0    = argmin_z |A D(z) - y|^2 + rho |z - z0|^2    (pixels, D(z) = z: the operator's prox)
         eps   = (z_t - alpha_t z0) / sigma_t
         z_s   = alpha_s z0 + sigma_s (sqrt(zeta) n + sqrt(1 - zeta) eps),  n ~ N(0, I)
 
@@ -32,7 +32,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import carry_back
+from ._data import proximal_step
 from ._start import noisy_first_guess
 
 __all__ = ["DiffPIR"]
@@ -67,8 +67,7 @@ class DiffPIR(Solver[Tensor]):
         alpha_t, sigma_t = prior.schedule(t)
         z0 = prior.predict(state, t).clean
         rho = self.weight * (problem.level / prior.schedule.ratio(t)).square()
-        x0 = prior.decode(z0)
-        z0 = carry_back(z0, x0, problem.linear.prox(x0, problem.y, rho.clamp_min(MIN_RHO)), prior)
+        z0 = proximal_step(z0, problem, rho.clamp_min(MIN_RHO), prior)
         eps = (state - expand_to(alpha_t, z0) * z0) / expand_to(sigma_t, z0)
         noise = self.zeta**0.5 * rng.randn_like(z0) + (1 - self.zeta) ** 0.5 * eps
         return prior.at(s, z0, noise)

@@ -35,7 +35,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import carry_back
+from ._data import proximal_step
 from ._path import isotropic_std
 from ._start import noisy_first_guess
 
@@ -72,6 +72,5 @@ class FLOWER(Solver[Tensor]):
         if self.gamma > 0:
             z0 = z0 + self.gamma * nu * rng.randn_like(z0)
             y = y + self.gamma * expand_to(problem.level, y) * rng.randn_like(y)
-        x0 = prior.decode(z0)
-        z0 = carry_back(z0, x0, problem.linear.prox(x0, y, rho), prior)
+        z0 = proximal_step(z0, problem, rho, prior, y)
         return prior.at(s, z0, rng.randn_like(z0))

@@ -93,7 +93,7 @@ class PSLD(Solver[Tensor]):
             x0 = prior.decode(z0)
             prediction = problem.operator(x0)
             if self.back == "prox":
-                x = explain_data(x0, problem, isotropic_std(prior, t, self.data_std))
+                x = explain_data(x0, problem, (problem.level / isotropic_std(prior, t, self.data_std)).square())
             else:
                 x = x0 + self._picture(problem, problem.y) - self._picture(problem, prediction)
             misfit = norm(prediction - problem.y)

@@ -49,7 +49,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import approach_data, carry_back, meet_data
+from ._data import approach_data, meet_data
 from ._start import noisy_first_guess
 
 __all__ = ["ReSample"]
@@ -142,7 +142,8 @@ class ReSample(Solver[State]):
         radius = problem.radius
         x0 = prior.decode(z0)
         if x0 is z0 or r > self.pixel_above:
-            return carry_back(z0, x0, meet_data(x0, problem, radius, self.data_steps), prior)
+            x = meet_data(x0, problem, radius, self.data_steps)
+            return x if x0 is z0 else z0 + (prior.encode(x) - prior.encode(x0))  # E(x) alone loses what E D loses
         return approach_data(z0, problem, prior.decode, radius, self.data_steps)
 
     def estimate(self, state: State) -> Tensor:
