@@ -23,6 +23,7 @@ from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
 from invsolve.rng import ImageRng
 from invsolve.solvers._data import approach_data, meet_data, misfit
+from invsolve.solvers._least_squares import least_squares
 from invsolve.solvers.flair import FLAIR
 from invsolve.solvers.flowchef import FlowChef
 from invsolve.solvers.psld import PSLD
@@ -140,7 +141,7 @@ def test_steps_on_a_linear_problem_are_conjugate_gradients(steps):
     """Against the least misfit over the Krylov space of the normal equations; in a batch, each row its own."""
     problem = double(toy("blur", sigma=1e-4, n=2))
     x = 0.3 * torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    got = approach_data(x, problem, lambda u: u, problem.radius, steps)
+    got = least_squares(x, problem.residual, problem.radius, steps)
     a = dense_matrix(problem.operator).double().numpy()
     for k in range(2):
         residual = a @ x[k].numpy().ravel() - problem.y[k].numpy().ravel()

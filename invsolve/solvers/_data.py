@@ -35,6 +35,7 @@ DataTerm = Literal["half_sq", "nll", "norm", "pinv_norm", "adjoint_norm"]
 NEWTON_STEPS = 10  # for one number; two or three are enough where the singular values are alike
 ACCURACY = 0.01  # how closely the misfit meets the noise level, which is not known better
 DIFFERENCE = 0.01  # step of a difference quotient, in units of the [-1, 1] image
+STALL = 0.06  # of the misfit above the noise level: what a step has to take away for another one
 LATENT_STEPS = 6  # more bend latents to show what the decoder cannot, fewer leave a blur
 MIN_RHO = 1e-6  # keeps the proximal step well posed where no picture meets the noise level
 
@@ -121,9 +122,14 @@ def meet_data(x: Tensor, problem: Problem, radius: Tensor, steps: int) -> Tensor
 
 
 def approach_data(
-    z: Tensor, problem: Problem, decode: Callable[[Tensor], Tensor], radius: Tensor, steps: int, stall: float = 0.0
+    z: Tensor, problem: Problem, decode: Callable[[Tensor], Tensor], radius: Tensor, steps: int
 ) -> Tensor:
-    """Up to `steps` conjugate gradient steps on |A D(z) - y| until it is at most `radius`; see `least_squares`."""
+    """Up to `steps` conjugate gradient steps on |A D(z) - y| until it is at most `radius`; see `least_squares`.
+
+    Through a decoder they end where they hardly help any more, too: what then is left is what D cannot show, and more
+    would only bend z.
+    """
+    stall = 0.0 if decode(z) is z else STALL
     return least_squares(z, lambda u: problem.residual(decode(u)), radius, steps, stall)
 
 

@@ -13,14 +13,15 @@ On a path other than the rectified flow, t and s in the weights are the flow tim
 |---|---|---|---|
 | L | misfit, step shrinking with t | |A^+ (y - A D(z))| (super-resolution), A^T elsewhere | |A D(z) - y|, `data_term` |
 | step_size | – | 15 at 768x768 latents, fp16 | below |
-| inner_steps | several (conjugate gradients) | 3 of gradient descent | 8, fewer where the noise level is reached |
+| inner_steps | several (conjugate gradients) | 3 of gradient descent | at most 15, see below |
 | noise share | eta | 1 - s | 1 - s |
 | grid | shift 4 | 4u / (1 + 3u) twice shifted | `flowdps` |
 
 The official objective is a norm, not its square, so its gradient has the same size however small the misfit is, and
 it takes one norm over the whole batch; here every picture has its own.  A fixed step fits one operator and one size of
 picture: super-resolution x4 by means keeps a sixteenth of a gradient.  By default the inner steps are conjugate
-gradients, each to where the misfit is what the noise leaves, were it linear; what is there already stays.
+gradients, each to where the misfit is what the noise leaves, were it linear; they end there, or where they hardly help
+any more (inpainting through a decoder, after about five).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class FlowDPS(Solver[Tensor]):
     steps = 28
 
     step_size: float | None = None
-    inner_steps: int = 8
+    inner_steps: int = 15
     data_term: DataTerm = "norm"
 
     def __post_init__(self) -> None:

@@ -90,7 +90,7 @@ class ReSample(Solver[State]):
     gamma: float = 40.0
     hard_below: float = 9.4
     pixel_above: float = 1.45
-    data_steps: int = 6
+    data_steps: int = 15
 
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "gamma", "hard_below", "pixel_above", "data_steps", "travel")
