@@ -13,6 +13,7 @@ from rich.console import Console
 
 from . import __version__
 from .api import default_solver
+from .atomic import atomic_writes
 from .choices import (
     choose_operator,
     fields_for,
@@ -23,7 +24,7 @@ from .choices import (
     public_fields,
     sentence,
 )
-from .images import Picture, at_bit_depth, atomic_writes, encode_picture, load_image
+from .images import Picture, at_bit_depth, encode_picture, load_image
 from .problem import GaussianNoise, Noise, NoNoise, simulate
 from .record import (
     Source,

@@ -11,10 +11,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from .atomic import check_replaceable
 from .choices import choose_operator, operator_for, parse_noise, public_fields
 from .devices import find_device
 from .fit import StageReport, fit
-from .images import check_replaceable, load_image
+from .images import load_image
 from .operators import Shape
 from .priors import as_grey, load_prior
 from .problem import GaussianNoise, NoNoise

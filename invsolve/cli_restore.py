@@ -14,6 +14,7 @@ from rich.console import Console
 
 from . import __version__
 from .api import default_solver, default_steps, make_noises, restore, sigma_of, with_file_tables
+from .atomic import atomic_writes
 from .choices import (
     DTYPES,
     choose_operator,
@@ -27,7 +28,7 @@ from .choices import (
     sentence,
 )
 from .devices import find_device
-from .images import Picture, atomic_writes, encode_picture, load_image
+from .images import Picture, encode_picture, load_image
 from .operators import Operator
 from .operators.sizes import image_shape_of
 from .priors import Mode, Prior, Prompts, load_cards, load_prior
@@ -206,30 +207,9 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
     picture = load_image(source.path, options.max_pixels)
     fields = fields_for(plan.operator, plan.fields, source)
     fields = with_file_tables(plan.operator, fields, source.path, picture.format)
-    named = {key: Path(value) for key, value in fields.items() if is_file(value)}
-    files = {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in named.items()}
-    files["input"] = picture.sha256
-    if plan.prior_sha256 is not None:
-        files["prior"] = plan.prior_sha256
-    shape = image_shape_of(plan.operator, picture.shape, **fields)
-    if shape[1] * shape[2] > options.max_pixels:
-        raise ValueError(
-            f"{source.path} would become {shape[2]} x {shape[1]} pixels, more than the guard of {options.max_pixels}; "
-            "raise it with --max-pixels."
-        )
-    operator = operator_for(plan.operator, fields, shape, options.max_pixels)
-    defaults = options.solver is None and options.steps is None
+    operator = _build_operator(plan, source, picture, fields)
     solver = options.solver or default_solver(operator)
-    public, fitted = _public_solver(solver)
-    if fitted is not None:
-        files["fitted flow"] = prior_sha256(fitted) or ""
-    settings = replace(
-        plan.settings,
-        operator=format_spec(plan.operator, public_fields(fields)),
-        solver=public,
-        steps=default_steps(operator, options.samples) if defaults else options.steps,
-        prompt=None if plan.texts is None else plan.texts[source],
-    )
+    settings, files = _identify(plan, source, picture, fields, operator, solver)
     key = run_key(settings, files, __version__)
     record = output.with_name(f"{output.stem}.json")
     if not options.overwrite and is_done(record, key):
@@ -276,6 +256,43 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
     }
     _save(result, output, picture, about)
     return "restored", f"restored {source.name} -> {output}"
+
+
+def _build_operator(plan: Plan, source: Source, picture: Picture, fields: dict[str, Any]) -> Operator:
+    """The operator whose measurement the picture is, unless its result would be larger than the guard allows."""
+    most = plan.options.max_pixels
+    shape = image_shape_of(plan.operator, picture.shape, **fields)
+    if shape[1] * shape[2] > most:
+        raise ValueError(
+            f"{source.path} would become {shape[2]} x {shape[1]} pixels, more than the guard of {most}; raise it with "
+            "--max-pixels."
+        )
+    return operator_for(plan.operator, fields, shape, most)
+
+
+def _identify(
+    plan: Plan, source: Source, picture: Picture, fields: dict[str, Any], operator: Operator, solver: str
+) -> tuple[Settings, dict[str, str]]:
+    """What this picture is restored with: the settings without paths, and the SHA-256 of every file that takes part."""
+    options = plan.options
+    files = {
+        key: hashlib.sha256(Path(value).read_bytes()).hexdigest() for key, value in fields.items() if is_file(value)
+    }
+    files["input"] = picture.sha256
+    if plan.prior_sha256 is not None:
+        files["prior"] = plan.prior_sha256
+    public, fitted = _public_solver(solver)
+    if fitted is not None:
+        files["fitted flow"] = prior_sha256(fitted) or ""
+    defaults = options.solver is None and options.steps is None
+    settings = replace(
+        plan.settings,
+        operator=format_spec(plan.operator, public_fields(fields)),
+        solver=public,
+        steps=default_steps(operator, options.samples) if defaults else options.steps,
+        prompt=None if plan.texts is None else plan.texts[source],
+    )
+    return settings, files
 
 
 def _public_solver(solver: str) -> tuple[str, str | None]:

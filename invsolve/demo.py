@@ -10,7 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from .api import default_solver
-from .images import atomic_folder, save_png
+from .atomic import atomic_folder
+from .images import save_png
 from .metrics import psnr, ssim
 from .operators import OPERATORS, build_operator
 from .priors import Prior, load_prior

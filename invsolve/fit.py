@@ -50,7 +50,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from .images import atomic_write, check_replaceable
+from .atomic import atomic_write, check_replaceable
 from .operators import Operator, Shape
 from .problem import Noise, Problem
 from .rng import ImageRng, derive_seed

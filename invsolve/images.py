@@ -1,8 +1,7 @@
 """Picture files and 8- or 16-bit numbers on one side, tensors in [-1, 1] on the other: the only place that knows both.
 
 A file becomes a `Picture`: colours as a tensor, and what a restoration must hand back unchanged (alpha, ICC profile,
-EXIF, bit depth).  Everything is written as PNG, or as TIFF where the file name asks for it, and appears at once or
-not at all.
+EXIF, bit depth).  Everything is written as PNG, or as TIFF where the file name asks for it.
 """
 
 from __future__ import annotations
@@ -11,12 +10,10 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +26,13 @@ from PIL import Image, UnidentifiedImageError
 from tifffile import EXTRASAMPLE, PHOTOMETRIC
 from torch import Tensor
 
+from .atomic import atomic_write
+
 __all__ = [
     "MAX_PIXELS",
     "SUFFIXES",
     "Picture",
     "at_bit_depth",
-    "atomic_folder",
-    "atomic_write",
-    "atomic_writes",
-    "check_replaceable",
     "encode_picture",
     "load_image",
     "load_mask",
@@ -50,7 +45,6 @@ MAX_PIXELS = 64_000_000  # 8000 x 8000: more than any prior here restores, far l
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")  # Pillow tries no other decoder
 ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825
-MANIFEST = ".invsolve-files"  # in a folder written by `atomic_folder`: the names of what was written
 DESCRIPTIVE_TAGS = (270, 271, 272, 305, 306, 315, 33432)  # description, make, model, software, date, artist, copyright
 
 
@@ -474,87 +468,3 @@ def _encode_tiff(values: np.ndarray, icc: bytes | None, exif: bytes | None, text
         extratags=kept,
     )
     return file.getvalue()
-
-
-# --- files that are there whole or not at all -------------------------------------------------------------------------
-
-
-def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file so that it holds all of `data` or stays as it was; missing folders are made."""
-    atomic_writes({Path(path): data})
-
-
-def atomic_writes(contents: Mapping[Path, bytes]) -> None:
-    """Write several files, none of them before all are on the disk; they then appear in the order given."""
-    work = {path: _beside(path) for path in contents}
-    try:
-        for path, data in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with work[path].open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in contents:
-            work[path].replace(path)
-    finally:
-        for temporary in work.values():
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A new folder to write into; at the end it takes the place of `path`, and on an error it is removed.
-
-    A list of what was written stays in the folder, so that a later run replaces its own files and nothing else.
-
-    Raises:
-        FileExistsError: `path` is a file, or a folder that holds what no earlier run wrote; it is left as it is.
-    """
-    path = Path(path).resolve()
-    check_replaceable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work, old = _beside(path), _beside(path, "old")
-    work.mkdir()
-    try:
-        yield work
-        (work / MANIFEST).write_text(json.dumps(_entries(work), indent=2) + "\n")
-        check_replaceable(path)  # somebody may have put a file there in the meantime
-        if path.exists():
-            path.replace(old)
-        try:
-            work.replace(path)
-        except BaseException:
-            if old.exists():
-                old.replace(path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _entries(folder: Path) -> list[str]:
-    """What a folder holds, at any depth, without the list itself."""
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p != folder / MANIFEST)
-
-
-def check_replaceable(path: Path) -> None:
-    """Refuse a target that is a file, or a folder with anything that its own list does not name."""
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise FileExistsError(f"{path} is a file; choose another name for the folder.")
-    try:
-        own = set(json.loads((path / MANIFEST).read_text()))
-    except (OSError, ValueError, TypeError):  # no list, or not one of ours
-        own = set()
-    foreign = [name for name in _entries(path) if name not in own]
-    if foreign:
-        raise FileExistsError(
-            f"{path} exists and holds {foreign[0]}, which invsolve did not write there; choose another folder."
-        )
-
-
-def _beside(path: Path, what: str = "tmp") -> Path:
-    """A short hidden name in the same folder, thus on the same disk, that no other process uses."""
-    short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    return path.with_name(f".invsolve-{short}.{os.getpid()}.{what}")

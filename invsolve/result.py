@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .images import atomic_folder, save_png
+from .atomic import atomic_folder
+from .images import save_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

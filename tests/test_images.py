@@ -18,12 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
+from invsolve.atomic import atomic_folder, atomic_write, atomic_writes
 from invsolve.images import (
     Picture,
     at_bit_depth,
-    atomic_folder,
-    atomic_write,
-    atomic_writes,
     encode_picture,
     load_image,
     load_mask,

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..images import atomic_folder
+from ..atomic import atomic_folder
 from ..operators.base import Operator, PinvOperator, Shape
 from ..priors.base import Prior
 from ..problem import Problem
