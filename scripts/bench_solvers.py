@@ -51,15 +51,16 @@ INNER = {"daps", "dflow", "flair", "flowdps", "flower", "flowpriors", "mmps", "r
 
 
 def bare_calls(network: torch.nn.Module, z: Tensor, calls: int, gradients: int) -> float:
-    """Seconds that `calls` network calls on z take, the first `gradients` of them with a gradient."""
+    """Seconds that `calls` network calls on z and `gradients` through them, evenly shared out, take."""
     timestep = torch.full((len(z),), 500.0, device=z.device)
     start = time.perf_counter()
     for k in range(calls):
-        with torch.set_grad_enabled(k < gradients):
-            leaf = z.detach().requires_grad_(k < gradients)
+        share = gradients * (k + 1) // calls - gradients * k // calls
+        with torch.set_grad_enabled(share > 0):
+            leaf = z.detach().requires_grad_(share > 0)
             out = network(leaf, timestep).sample
-            if k < gradients:
-                torch.autograd.grad(out, leaf, torch.ones_like(out))
+        for left in reversed(range(share)):
+            torch.autograd.grad(out, leaf, torch.ones_like(out), retain_graph=left > 0)
     synchronise(z.device)
     return time.perf_counter() - start
 
