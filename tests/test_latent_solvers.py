@@ -22,7 +22,7 @@ from invsolve.priors import VE, DiscreteVP, Full, GaussianPrior, GreyPrior, Guid
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
 from invsolve.rng import ImageRng
-from invsolve.solvers._data import approach_data, meet_data, misfit
+from invsolve.solvers._data import STALL, approach_data, meet_data, misfit, proximal_step
 from invsolve.solvers._least_squares import least_squares
 from invsolve.solvers.flair import FLAIR
 from invsolve.solvers.flowchef import FlowChef
@@ -152,6 +152,51 @@ def test_steps_on_a_linear_problem_are_conjugate_gradients(steps):
         basis = np.linalg.qr(np.array(space).T)[0]
         share = np.linalg.lstsq(a @ basis, -residual, rcond=None)[0]
         np.testing.assert_allclose(got[k].numpy().ravel(), x[k].numpy().ravel() + basis @ share, rtol=0, atol=1e-6)
+
+
+def test_a_row_whose_steps_hardly_help_is_done():
+    """Stall against the steps of the same row one by one; a row that goes on does not wait for one that stalls."""
+    problem = double(toy("blur", sigma=1e-4, n=2))
+    x = 0.3 * torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x[1] = problem.linear.pinv(problem.y)[1] + 0.01 * x[1]
+    paths = [least_squares(x, problem.residual, problem.radius, k) for k in range(9)]
+    excess = torch.stack([problem.residual(p).flatten(1).norm(dim=1) - problem.radius for p in paths])
+    shares = 1 - excess[1:] / excess[:-1]  # what each step takes away
+    stall = float(shares[2:6].min()) * 1.01
+    got = least_squares(x, problem.residual, problem.radius, 8, stall)
+    ends = []
+    for k in range(2):
+        slow = (shares[:, k] < stall).nonzero().flatten()
+        ends.append(int(slow[0]) + 1 if len(slow) else 8)
+        torch.testing.assert_close(got[k], paths[ends[k]][k])
+    assert min(ends) < 8
+
+
+def test_only_decoders_end_the_data_steps_early(monkeypatch):
+    """Pixels can show everything; what a decoder leaves over is what it cannot show."""
+    seen = []
+    monkeypatch.setattr("invsolve.solvers._data.least_squares", lambda z, *rest: seen.append(rest[-1]) or z)
+    problem, z = double(toy("blur", sigma=0.1)), torch.zeros(1, *SHAPE).double()
+    approach_data(z, problem, lambda u: u, problem.radius, 3)
+    approach_data(z, problem, lambda u: u + 0, problem.radius, 3)
+    assert seen == [0.0, STALL]
+
+
+@pytest.mark.parametrize("spec", ["ddnm", "pigdm", "otode"])
+def test_latents_meet_data_that_are_not_linear(spec):
+    """Through a decoder the proximal step needs no pseudo-inverse, so that it also takes JPEG."""
+    g = torch.Generator().manual_seed(0)
+    prior = ToyLatentPrior(
+        torch.zeros(1, 4, 4, 4).double(), torch.tensor(1.0).double(), torch.randn(3, 4, generator=g).double()
+    )
+    operator = build_operator("jpeg", SHAPE, quality=50)
+    x = prior.decode(torch.randn(1, 4, 4, 4, generator=g).double())
+    problem = Problem(operator, GaussianNoise(0.05), operator(x))
+    z0 = torch.randn(1, 4, 4, 4, generator=g).double()
+    before = problem.residual(prior.decode(z0)).norm()
+    after = problem.residual(prior.decode(proximal_step(z0, problem, torch.tensor([1e-3]).double(), prior))).norm()
+    assert after < 0.85 * before
+    assert solve(problem, prior, build_solver(spec), make_times("restoration", 4, prior.schedule)).ok
 
 
 def test_one_gradient_step_is_exact_where_all_singular_values_are_equal():
