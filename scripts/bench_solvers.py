@@ -4,10 +4,11 @@
     python scripts/bench_solvers.py --steps 5 --repetitions 3 --solvers diffpir dps --samples 0
 
 One 256 x 256 picture, 70 % of its pixels hidden, noise 0.02.  A repetition times one solve and, right after it, as many
-calls of the network (with the gradient of as many as the solver asked for) on a picture of that size; the table has the
+calls of the network and gradients through them as the solver asked for, on a picture of that size; the table has the
 median over the repetitions of both and of their ratio.  Memory is the most that a solve adds to the process, or to the
 accelerator.  Scaling is the time of --samples samples, batched by 8, over that many times the time of one: 1 is linear.
-Solvers marked * optimise inside a step; those marked + have interacting samples, at least two.
+Solvers marked * optimise inside a step (with a latent prior so do the proximal ones); those marked + have interacting
+samples, at least two.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from invsolve.operators import Matrix
 from invsolve.priors import DiscreteVP, Full, GaussianPrior, LinearDecoder, PowerLaw, Rescheduled
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
+from invsolve.solvers._data import proximal_step
 from invsolve.solvers._start import noisy_first_guess
 from invsolve.solvers.ddnm import DDNM
 from invsolve.solvers.ddrm import DDRM
@@ -377,6 +378,22 @@ def test_pigdm_guides_latents_through_decoder_and_network():
     times = torch.tensor([t, s], dtype=torch.float64)
     got = PiGDM(eta=0.0).step(z, *times, problem, prior, ImageRng([0]))
     torch.testing.assert_close(got.flatten(), torch.from_numpy(expected), rtol=0, atol=1e-9)
+
+
+def test_a_latent_drawn_given_y_sees_the_perturbed_data_where_they_were_measured():
+    """y in place of the problem's data, against the closed form; what it says of hidden entries changes nothing."""
+    (prior, _), sigma, rho = seen_through_a_matrix(), 0.3, torch.tensor([0.5], dtype=torch.float64)
+    operator = build_operator("inpaint-random", (1, 4, 4), fraction=0.7)  # five numbers, fewer than the steps
+    problem = Problem(operator, GaussianNoise(sigma), operator(randn(1, 1, 4, 4, seed=3)))
+    z0, y = randn(1, 2, 3, 2, seed=4), randn(1, 1, 4, 4, seed=5)
+    mask = operator.data_mask.expand(1, 1, 4, 4).flatten().double()
+    joint = mask[:, None].numpy() * prior.matrix.numpy()
+    right = joint.T @ (mask * y.flatten()).numpy() + 0.5 * z0.numpy().ravel()
+    expected = np.linalg.solve(joint.T @ joint + 0.5 * np.eye(12), right)
+    got = proximal_step(z0, problem, rho, prior, y)
+    np.testing.assert_allclose(got.numpy().ravel(), expected, rtol=0, atol=1e-6)
+    elsewhere = torch.where(mask.reshape(y.shape) > 0, y, 7.0)
+    assert torch.equal(proximal_step(z0, problem, rho, prior, elsewhere), got)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ ORDER = [
     *(
         "rng",
         "linalg",
+        "atomic",
         "images",
         "spec",
         "operators",

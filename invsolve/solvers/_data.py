@@ -36,7 +36,7 @@ NEWTON_STEPS = 10  # for one number; two or three are enough where the singular 
 ACCURACY = 0.01  # how closely the misfit meets the noise level, which is not known better
 DIFFERENCE = 0.01  # step of a difference quotient, in units of the [-1, 1] image
 STALL = 0.06  # of the misfit above the noise level: what a step has to take away for another one
-LATENT_STEPS = 6  # more bend latents to show what the decoder cannot, fewer leave a blur
+LATENT_STEPS = 6  # of a proximal step: more bend latents to show what the decoder cannot, though a blur gains by them
 MIN_RHO = 1e-6  # keeps the proximal step well posed where no picture meets the noise level
 
 
@@ -149,7 +149,9 @@ def proximal_step(z0: Tensor, problem: Problem, rho: Tensor, prior: Prior, y: Te
     Raises:
         TypeError: the operator is neither linear nor has a pseudo-inverse, with a pixel prior.
     """
-    problem = problem if y is None else dataclasses.replace(problem, y=y)
+    if y is not None:
+        mask = problem.operator.data_mask  # noise in what was not measured is no misfit
+        problem = dataclasses.replace(problem, y=y if mask is None else y * mask)
     if prior.decode(z0) is z0:
         return explain_data(z0, problem, rho)
     pull = expand_to(rho.sqrt(), z0)
@@ -157,7 +159,8 @@ def proximal_step(z0: Tensor, problem: Problem, rho: Tensor, prior: Prior, y: Te
     def residual(z: Tensor) -> Tensor:
         return torch.cat([problem.residual(prior.decode(z)).flatten(1), (pull * (z - z0)).flatten(1)], dim=1)
 
-    return least_squares(z0, residual, torch.zeros_like(rho), LATENT_STEPS)
+    rounding = 10 * torch.finfo(z0.dtype).eps
+    return least_squares(z0, residual, torch.zeros_like(rho), LATENT_STEPS, rounding)
 
 
 def explain_data(x: Tensor, problem: Problem, rho: Tensor) -> Tensor:
@@ -187,7 +190,7 @@ def pseudo_inverse_guidance(
     """Both ends at z_t, and which way z_t explains the data: J^T r^2 A^T (r^2 A A^T + sigma_y^2)^-1 (y - A z_0).
 
     J is the Jacobian of the clean end and r its `isotropic_std`.  All but J is a `proximal_step`, which for a decoder
-    puts its derivative beside A.
+    puts D beside A, and makes it approximate.
     """
     with torch.enable_grad():
         z = state.detach().requires_grad_(True)

@@ -10,7 +10,7 @@
         u = u - h (grad |A D(u) - y|^2 / 2 sigma_y^2 + (u - z0) / r_t^2) + sqrt(2 h) n
         h = step_size / (L / sigma_y^2 + 1 / r_t^2),  L the largest curvature of |A D(u) - y|^2 / 2 at z0
     inner = "exact":  one draw by a proximal step
-        z0_y = argmin_u |A u - y - sigma_y n_2|^2 + (sigma_y / r_t)^2 |u - z0 - r_t n_1|^2
+        z0_y = argmin_u |A D(u) - y - sigma_y n_2|^2 + (sigma_y / r_t)^2 |u - z0 - r_t n_1|^2
 
 | | paper | official code | here |
 |---|---|---|---|

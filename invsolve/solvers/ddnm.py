@@ -15,8 +15,8 @@ With A = U diag(v) V^T and c = alpha_s sigma_y (c = 0 is DDNM):
 
 so that the noise of y and the fresh noise together have the level sigma_s of the path.  Without a spectrum
 (non-circular blur, latent priors) v_i / (v_i^2 + (c / sigma_s)^2) takes the place of lambda_i / v_i, one proximal
-step; a non-linear operator uses its pseudo-inverse with lambda = min(1, sigma_s / c).  Both then refresh noise as in
-the null space, slightly more than needed, since how much of it came with y is not known.
+step; on pixels a non-linear operator uses its pseudo-inverse with lambda = min(1, sigma_s / c).  Both then refresh
+noise as in the null space, slightly more than needed, since how much of it came with y is not known.
 
 | | paper | official code | here |
 |---|---|---|---|

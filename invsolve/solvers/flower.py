@@ -4,7 +4,7 @@
     for t -> s in times:
         z0   = clean endpoint at z_t                                        (destination)
         nu^2 = sigma_t^2 / (alpha_t^2 + sigma_t^2)
-        z0   = argmin_x |A x - y|^2 / sigma_y^2 + |x - z0|^2 / nu^2 + gamma kappa   (refinement)
+        z0   = argmin_z |A D(z) - y|^2 / sigma_y^2 + |z - z0|^2 / nu^2 + gamma kappa   (refinement)
                kappa ~ N(0, (nu^-2 + A^T A / sigma_y^2)^-1)
         z_s  = alpha_s z0 + sigma_s n,  n ~ N(0, I)                         (time progression)
 
@@ -19,7 +19,7 @@ varies far less than nu_t, gamma = 1 leaves noise in the picture.
 | data_std (nu^2 = v sigma^2 / (alpha^2 v + sigma^2)) | 1 | 1 | 1 |
 | grid | 100 even steps | 100 even steps | `restoration`, 50 |
 | start | noise | noise | regularised least squares plus noise |
-| proximal step | closed form or conjugate gradients | 50 conjugate gradients | closed form or conjugate gradients |
+| proximal step | closed form or conjugate gradients | 50 conjugate gradients | the same; six through a decoder |
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class FLOWER(Solver[Tensor]):
         return noisy_first_guess(t, problem, prior, rng)
 
     def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
-        z0, y = prior.predict(state, t).clean, problem.y
+        z0, y = prior.predict(state, t).clean, None
         nu = isotropic_std(prior, t, self.data_std)
         rho = (problem.level / nu).square()
         if self.gamma > 0:
             z0 = z0 + self.gamma * nu * rng.randn_like(z0)
-            y = y + self.gamma * expand_to(problem.level, y) * rng.randn_like(y)
+            y = problem.y + self.gamma * expand_to(problem.level, problem.y) * rng.randn_like(problem.y)
         z0 = proximal_step(z0, problem, rho, prior, y)
         return prior.at(s, z0, rng.randn_like(z0))
