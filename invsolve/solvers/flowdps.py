@@ -20,8 +20,8 @@ On a path other than the rectified flow, t and s in the weights are the flow tim
 The official objective is a norm, not its square, so its gradient has the same size however small the misfit is, and
 it takes one norm over the whole batch; here every picture has its own.  A fixed step fits one operator and one size of
 picture: super-resolution x4 by means keeps a sixteenth of a gradient.  By default the inner steps are conjugate
-gradients, each to where the misfit is what the noise leaves, were it linear; they end there, or where they hardly help
-any more (inpainting through a decoder, after about five).
+gradients, each to where the misfit is what the noise leaves, were it linear; they end there or, through a decoder,
+where they hardly help any more.
 """
 
 from __future__ import annotations
