@@ -29,7 +29,8 @@ The official step size follows no rule from task to task, and stops too early wi
 it was made for.  Here the data steps end where the misfit is what the problem's noise leaves: for a pixel prior and a
 linear operator in one exact step, the nearest such picture; otherwise by conjugate gradients whose step length is that
 of a linear problem, or where those hardly help any more: on inpainting often after five, where more would bend latents
-to show what the decoder cannot, while a blur takes fifteen and gains by them.  `data_lr` brings the official steps back.
+to show what the decoder cannot, while a blur takes fifteen and gains by them.  `data_lr` brings the official steps
+back.
 
 With the official weight the pull lam / t passes 1 below t = 0.7, beyond x.  On a pixel prior the noise of x then stays
 in mu: at 50 steps photographs lose 1 to 3 dB against 0.2, whose pull stays below 1.
