@@ -91,7 +91,7 @@ def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: Fi
         source = f"{options.pairs} samples of {Path(options.prior).name}, {options.prior_steps} steps"
         if canvas > options.size:
             source += f", cut from {canvas} x {canvas}"
-            if latent_shape != shape:
+            if prior.has_decoder:
                 raise ValueError("--canvas cuts pictures, not latents; leave it out for a latent prior.")
     if out.exists() and not options.overwrite:
         _check_same(out, text, str(noise), source, settings)

@@ -57,8 +57,10 @@ class ImageRng:
 
     def randn(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
         """Standard normal numbers with shape (B, *shape); drawn in float32 and cast, the same for every dtype."""
-        rows = [torch.randn(tuple(shape), generator=generator) for generator in self._generators]
-        return torch.stack(rows).to(device=device, dtype=dtype)
+        x = torch.empty(len(self.seeds), *shape)
+        for row, generator in zip(x.unbind(), self._generators, strict=True):
+            row.normal_(generator=generator)
+        return x.to(device=device, dtype=dtype)
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Standard normal numbers with the shape (B, *), dtype and device of `x`."""
@@ -67,8 +69,10 @@ class ImageRng:
 
     def rand(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
         """Uniform numbers in [0, 1) with shape (B, *shape); drawn in float32 and cast, the same for every dtype."""
-        rows = [torch.rand(tuple(shape), generator=generator) for generator in self._generators]
-        return torch.stack(rows).to(device=device, dtype=dtype)
+        x = torch.empty(len(self.seeds), *shape)
+        for row, generator in zip(x.unbind(), self._generators, strict=True):
+            row.uniform_(generator=generator)
+        return x.to(device=device, dtype=dtype)
 
     def poisson(self, rate: Tensor) -> Tensor:
         """Poisson counts with the given rates (B, *), each row from its own generator."""

@@ -53,6 +53,11 @@ class Prior(nn.Module, abc.ABC):
         """Latents to images (B, C, H, W); the identity for pixel priors."""
         return z
 
+    @property
+    def has_decoder(self) -> bool:
+        """Whether latents are something else than pictures: false for pixel priors."""
+        return type(self).decode is not Prior.decode
+
     def latent_shape(self, image_shape: Shape) -> Shape:
         """Shape of the latent of one image."""
         return image_shape
@@ -115,6 +120,10 @@ class Wrapper(Prior, abc.ABC):
 
     def decode(self, z: Tensor) -> Tensor:
         return self.prior.decode(z)
+
+    @property
+    def has_decoder(self) -> bool:
+        return type(self).decode is not Wrapper.decode or self.prior.has_decoder
 
     def latent_shape(self, image_shape: Shape) -> Shape:
         return self.prior.latent_shape(image_shape)
@@ -181,6 +190,10 @@ class Guided(Prior):
     def decode(self, z: Tensor) -> Tensor:
         return self.positive.decode(z)
 
+    @property
+    def has_decoder(self) -> bool:
+        return self.positive.has_decoder
+
     def latent_shape(self, image_shape: Shape) -> Shape:
         return self.positive.latent_shape(image_shape)
 
@@ -213,9 +226,13 @@ class Metered(Prior):
 
     def decode(self, z: Tensor) -> Tensor:
         self.counts["decode"] += len(z)
-        watched = self._watch(z, "decode_vjp", len(z))
-        x = self.prior.decode(watched)
-        return z if x is watched else x  # nothing to count through the identity of pixel priors
+        if not self.has_decoder:  # no gradient to count through the identity
+            return self.prior.decode(z)
+        return self.prior.decode(self._watch(z, "decode_vjp", len(z)))
+
+    @property
+    def has_decoder(self) -> bool:
+        return self.prior.has_decoder
 
     def _watch(self, z: Tensor, name: str, rows: int) -> Tensor:
         """z, with a count of the gradients that flow back to it."""

@@ -10,13 +10,10 @@ from .base import Endpoints, Prior, Shape, Wrapper
 
 __all__ = ["GreyLatents", "GreyPrior", "as_grey"]
 
-PROBE = (3, 64, 64)  # an image shape, to see whether latents have another
-
 
 def as_grey(prior: Prior) -> Prior:
     """A colour prior, of pixels or of latents, as one of grey pictures."""
-    of_pixels = prior.latent_shape(PROBE) == PROBE
-    return GreyPrior(prior) if of_pixels else GreyLatents(prior)
+    return GreyLatents(prior) if prior.has_decoder else GreyPrior(prior)
 
 
 class GreyPrior(Wrapper):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_priors import tiny_networks
 from test_solvers import SHAPE, toy
-from toys import ReplayRng, ToyLatentPrior
+from toys import IsotropicPrior, ReplayRng, ToyLatentPrior
 from typer.testing import CliRunner
 
 from invsolve import GaussianNoise, NoNoise, Problem, build_operator, build_solver, load_prior, make_times, solve
@@ -127,7 +127,7 @@ def test_gradient_steps_never_move_away_from_the_data(row):
     radius = problem.level * problem.n_data**0.5
     sizes = [problem.residual(x).flatten(1).norm(dim=1)]
     for _ in range(15):
-        x = approach_data(x, problem, lambda u: u, radius, 1)
+        x = least_squares(x, problem.residual, radius, 1)
         sizes.append(problem.residual(x).flatten(1).norm(dim=1))
     assert all((after <= before).all() for before, after in pairwise(sizes))
     if row == "jpeg":  # which rounds, with the gradient of a smooth stand-in
@@ -177,8 +177,9 @@ def test_only_decoders_end_the_data_steps_early(monkeypatch):
     seen = []
     monkeypatch.setattr("invsolve.solvers._data.least_squares", lambda z, *rest: seen.append(rest[-1]) or z)
     problem, z = double(toy("blur", sigma=0.1)), torch.zeros(1, *SHAPE).double()
-    approach_data(z, problem, lambda u: u, problem.radius, 3)
-    approach_data(z, problem, lambda u: u + 0, problem.radius, 3)
+    one, zero = torch.tensor(1.0).double(), torch.zeros(()).double()
+    approach_data(z, problem, IsotropicPrior(zero, one), problem.radius, 3)
+    approach_data(z, problem, ToyLatentPrior(zero, one, torch.eye(3, 4).double()), problem.radius, 3)
     assert seen == [0.0, STALL]
 
 
@@ -203,7 +204,7 @@ def test_one_gradient_step_is_exact_where_all_singular_values_are_equal():
     problem = double(toy("downsample", sigma=0.1))
     x = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     radius = problem.level * problem.n_data**0.5
-    one = approach_data(x, problem, lambda u: u, radius, 1)
+    one = least_squares(x, problem.residual, radius, 1)
     torch.testing.assert_close(problem.residual(one).norm()[None], radius)
     torch.testing.assert_close(one, meet_data(x, problem, radius, 0), rtol=1e-6, atol=1e-6)
 
@@ -215,7 +216,7 @@ def test_a_saturated_decoder_is_left_without_harm():
     z = torch.full((1, 4, 4, 4), 6.0).double()  # tanh(6) = 0.99999
     before = problem.residual(prior.decode(z)).norm()
     for steps in (1, 15):
-        after = approach_data(z, problem, prior.decode, problem.level, steps)
+        after = approach_data(z, problem, prior, problem.level, steps)
         assert problem.residual(prior.decode(after)).norm() <= before
     assert problem.residual(prior.decode(after)).norm() < 0.5 * before
 
@@ -240,6 +241,8 @@ def test_a_lossy_autoencoder_costs_nothing_where_the_data_ask_for_nothing(spec):
     operator = build_operator("downsample", SHAPE, factor=2)
     problem = Problem(operator, GaussianNoise(0.1), operator(prior.decode(clean)))
     torch.testing.assert_close(solver.step(z, t, 0 * t, problem, prior, ImageRng([0])), clean)
+    for ratio in (1.0, 2.0):  # held over latents, and over pictures
+        torch.testing.assert_close(ReSample()._hold(clean, torch.tensor(ratio).double(), problem, prior), clean)
 
 
 # --- second writings --------------------------------------------------------------------------------------------------

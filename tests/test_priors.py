@@ -18,11 +18,13 @@ from invsolve.priors import (
     GaussianPrior,
     GreyPrior,
     Guided,
+    LinearDecoder,
     LinearFlow,
     Metered,
     PowerLaw,
     Rescheduled,
     Stationary,
+    as_grey,
     load_prior,
 )
 from invsolve.priors.gaussian import dense_matrix
@@ -366,6 +368,17 @@ def test_guided_is_linear_and_metered_counts():
     metered.counts["network"] -= 2
     metered.counts["network_vjp"] -= 2  # both ends, one gradient
     assert metered.counts == {"network": 2, "network_vjp": 2, "encode": 2, "decode": 2, "decode_vjp": 0}
+
+
+@pytest.mark.parametrize("wrap", [Metered, as_grey, lambda p: Rescheduled(p, VE()), lambda p: Guided(p, p, 2.0)])
+def test_wrappers_know_whether_there_is_a_decoder(wrap):
+    pixels = GaussianPrior(PowerLaw())
+    latents = LinearDecoder(pixels, torch.eye(12, 8).double(), (3, 2, 2), (2, 2, 2))
+    assert not pixels.has_decoder
+    assert not wrap(pixels).has_decoder
+    assert latents.has_decoder
+    assert wrap(latents).has_decoder
+    assert wrap(wrap(latents)).has_decoder
 
 
 def test_grey_prior_is_exact_for_a_colour_gaussian():

@@ -86,7 +86,7 @@ def meet_data(x: Tensor, problem: Problem, radius: Tensor, steps: int) -> Tensor
     """The picture nearest to x (B, *image_shape) with |A x - y| <= radius: Morozov's principle; x itself if it has.
 
     For a linear operator that is its proximal step with the multiplier of the constraint, found by Newton's method; for
-    another one without noise its own projection, if it has one, and else up to `steps` steps of `approach_data`.
+    another one without noise its own projection, if it has one, and else up to `steps` steps of `least_squares`.
 
     Arguments:
         x: pictures (B, *image_shape).
@@ -98,7 +98,7 @@ def meet_data(x: Tensor, problem: Problem, radius: Tensor, steps: int) -> Tensor
     if isinstance(operator, PinvOperator) and not isinstance(operator, LinearOperator) and not problem.std.any():
         return torch.where(expand_to(norm(problem.residual(x)) > radius, x), operator.project(x, y), x)
     if not isinstance(operator, LinearOperator):
-        return approach_data(x, problem, lambda u: u, radius, steps)
+        return least_squares(x, problem.residual, radius, steps)
     # With M = A A^T the misfit is r(c) = (I + c M)^-1 r(0) at c = 1 / rho, and 1 / |r(c)| is a concave function of c:
     # Newton's method for 1 / |r(c)| = 1 / radius climbs to the solution from c = 0 without passing it.
     u, r, c, rho = x, problem.residual(x), torch.zeros_like(radius), torch.full_like(radius, 1 / MIN_RHO)
@@ -121,16 +121,14 @@ def meet_data(x: Tensor, problem: Problem, radius: Tensor, steps: int) -> Tensor
     return u
 
 
-def approach_data(
-    z: Tensor, problem: Problem, decode: Callable[[Tensor], Tensor], radius: Tensor, steps: int
-) -> Tensor:
+def approach_data(z: Tensor, problem: Problem, prior: Prior, radius: Tensor, steps: int) -> Tensor:
     """Up to `steps` conjugate gradient steps on |A D(z) - y| until it is at most `radius`; see `least_squares`.
 
     Through a decoder they end where they hardly help any more, too: what then is left is what D cannot show, and more
     would only bend z.
     """
-    stall = 0.0 if decode(z) is z else STALL
-    return least_squares(z, lambda u: problem.residual(decode(u)), radius, steps, stall)
+    stall = STALL if prior.has_decoder else 0.0
+    return least_squares(z, lambda u: problem.residual(prior.decode(u)), radius, steps, stall)
 
 
 def proximal_step(z0: Tensor, problem: Problem, rho: Tensor, prior: Prior, y: Tensor | None = None) -> Tensor:
@@ -152,7 +150,7 @@ def proximal_step(z0: Tensor, problem: Problem, rho: Tensor, prior: Prior, y: Te
     if y is not None:
         mask = problem.operator.data_mask  # noise in what was not measured is no misfit
         problem = dataclasses.replace(problem, y=y if mask is None else y * mask)
-    if prior.decode(z0) is z0:
+    if not prior.has_decoder:
         return explain_data(z0, problem, rho)
     pull = expand_to(rho.sqrt(), z0)
 

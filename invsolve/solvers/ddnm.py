@@ -72,7 +72,7 @@ class DDNM(Solver[Tensor]):
         alpha_s, sigma_s = prior.schedule(s)
         c = expand_to(alpha_s * problem.std, z0)  # (B, 1, 1, 1)
         eta, rest = self.eta, (1 - self.eta**2) ** 0.5
-        operator, pixels = problem.operator, prior.decode(z0) is z0
+        operator, pixels = problem.operator, not prior.has_decoder
 
         if not isinstance(operator, SpectralOperator) or not pixels:  # no spectrum, or not in the space of z
             distrust = torch.where(c > 0, c / sigma_s, 0).flatten()  # infinite at the last step of a noisy problem

@@ -91,7 +91,7 @@ class DDRM(Solver[Tensor]):
         def kept(v: Tensor) -> Tensor:
             return torch.where(v > 0, 0, (1 - eta_c**2) ** 0.5 * sigma)
 
-        if prior.decode(z0) is not z0:  # the singular basis of A D is not known
+        if prior.has_decoder:  # the singular basis of A D is not known
             rho = torch.where(c > 0, c / sigma, 0).flatten().square().clamp(1e-6, 1e6)
             return transition(prior, s, proximal_step(z0, problem, rho, prior), eps, eta_c * sigma, rng)
         x = z0 + operator.spectral(operator.pinv(-problem.residual(z0)), pull)

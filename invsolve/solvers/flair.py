@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -123,10 +124,8 @@ class FLAIR(Solver[State]):
         if self.data_steps == 0:
             return mu
         if self.data_lr is None:
-            x = prior.decode(mu)
-            if x is mu:  # a pixel prior
-                return meet_data(x, problem, limit.sqrt(), self.data_steps)
-            return approach_data(mu, problem, prior.decode, limit.sqrt(), self.data_steps)
+            hold = partial(approach_data, prior=prior) if prior.has_decoder else meet_data
+            return hold(mu, problem, radius=limit.sqrt(), steps=self.data_steps)
 
         def misfit(z: Tensor) -> Tensor:
             r = problem.residual(prior.decode(z))

@@ -64,7 +64,7 @@ class FlowChef(Solver[Tensor]):
         alpha_s, sigma_s = prior.schedule(s)
         z0, z1 = prior.predict(state, t)
         if self.step_size is None:
-            z0 = approach_data(z0, problem, prior.decode, problem.radius, steps=1)
+            z0 = approach_data(z0, problem, prior, problem.radius, steps=1)
             return prior.at(s, z0, z1)
         g = grad(lambda z: misfit(self.data_term, problem, prior.decode(z)), z0)
         return prior.at(s, z0, z1) - (alpha_s + sigma_s) * self.step_size * g

@@ -75,7 +75,7 @@ class FlowDPS(Solver[Tensor]):
         z0, z1 = prior.predict(state, t)
         z0_y = z0
         if self.step_size is None:
-            z0_y = approach_data(z0, problem, prior.decode, problem.radius, self.inner_steps)
+            z0_y = approach_data(z0, problem, prior, problem.radius, self.inner_steps)
         else:
             for _ in range(self.inner_steps):
                 z0_y = z0_y - self.step_size * grad(lambda z: misfit(self.data_term, problem, prior.decode(z)), z0_y)

@@ -103,9 +103,9 @@ class MCGDiff(Solver[State]):
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         operator, (alpha, sigma) = _spectral(problem), prior.schedule(t)
-        back = operator.adjoint(problem.y)  # V diag(v^2) b
-        if prior.encode(back) is not back:
+        if prior.has_decoder:
             raise TypeError("MCGDiff needs a prior of pixels, and this one has a decoder; use for example tds or daps.")
+        back = operator.adjoint(problem.y)  # V diag(v^2) b
         rho, p = _noise_ratio(problem), torch.hypot(alpha, sigma)
 
         def gain(v: Tensor) -> Tensor:  # K

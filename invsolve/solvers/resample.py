@@ -140,11 +140,13 @@ class ReSample(Solver[State]):
     def _hold(self, z0: Tensor, r: Tensor, problem: Problem, prior: Prior) -> Tensor:
         """Hard data consistency at sigma/alpha = r."""
         radius = problem.radius
+        if not prior.has_decoder:
+            return meet_data(z0, problem, radius, self.data_steps)
+        if r <= self.pixel_above:
+            return approach_data(z0, problem, prior, radius, self.data_steps)
         x0 = prior.decode(z0)
-        if x0 is z0 or r > self.pixel_above:
-            x = meet_data(x0, problem, radius, self.data_steps)
-            return x if x0 is z0 else z0 + (prior.encode(x) - prior.encode(x0))  # E(x) alone loses what E D loses
-        return approach_data(z0, problem, prior.decode, radius, self.data_steps)
+        x = meet_data(x0, problem, radius, self.data_steps)
+        return z0 + (prior.encode(x) - prior.encode(x0))  # E(x) alone loses what E D loses
 
     def estimate(self, state: State) -> Tensor:
         return state.z

@@ -121,10 +121,9 @@ class RSD(Solver[State]):
             raise ValueError(f"RSD: start must be 'data' or 'noise', got {self.start!r}.")
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
-        guess = first_guess(problem)
-        x, z = guess.clone(), prior.encode(guess)
-        split = z is not guess if self.split is None else self.split
-        z = z.clone()
+        x = first_guess(problem)
+        z = prior.encode(x).clone()
+        split = prior.has_decoder if self.split is None else self.split
         if self.start == "noise":
             z, x = rng.randn_like(z), rng.randn_like(x)
         adam_z, adam_x = (torch.optim.Adam([u], lr=lr, betas=(0.9, 0.99)) for u, lr in ((z, self.lr), (x, self.lr_x)))
@@ -185,11 +184,11 @@ def repulsion(z: Tensor, features: Callable[[Tensor], Tensor], particles: int) -
         groups = f.detach().unflatten(0, (-1, particles))  # (G, N, n)
         groups = groups - groups.mean(dim=1, keepdim=True)  # keeps the digits of particles that are close together
         d2 = torch.cdist(groups, groups, compute_mode="donot_use_mm_for_euclid_dist").square()  # (G, N, N)
-        others = ~torch.eye(particles, dtype=torch.bool, device=z.device)
-        median = d2[:, others].unflatten(1, (particles, -1)).median(dim=-1, keepdim=True).values  # (G, N, 1)
+        median = d2.kthvalue(particles // 2 + 1, dim=-1, keepdim=True).values  # (G, N, 1); one of them is itself
         floor = torch.finfo(f.dtype).eps ** 0.5  # particles in one place do not blow each other's rounding errors up
         h = (median / math.log(particles)).clamp_min(floor)
-        k = torch.where(others, (-d2 / h).exp(), 0)
+        k = d2.div_(-h).exp_()
+        k.diagonal(dim1=1, dim2=2).zero_()
         pull = 2 * k / k.sum(dim=-1, keepdim=True) / h
         push = pull.sum(dim=-1, keepdim=True) * groups - pull @ groups  # sum_j pull_ij (f_i - f_j)
         (r,) = torch.autograd.grad(f, leaf, push.flatten(0, 1))
