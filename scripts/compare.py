@@ -14,12 +14,13 @@ again; its time is worth something only on a quiet machine.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import yaml
@@ -41,6 +42,7 @@ from invsolve import (
     Problem,
     build_operator,
     load_prior,
+    metrics,
     simulate,
 )
 from invsolve.allocator import keep_memory
@@ -157,7 +159,12 @@ def write_row(out: Path, row: Row) -> None:
 
 
 def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("invsolve", "torch", "deepinv", "scikit-image", "bm3d")}
+    """Of what the methods are made of, as far as it is installed."""
+    found = {}
+    for name in ("invsolve", "torch", "deepinv", "scikit-image", "bm3d"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def timing(recipe: Recipe, prior: Prior, truth: Tensor, repetitions: int) -> str:
@@ -233,6 +240,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--timing", type=int, metavar="N", help="only time the network methods, N rounds")
     args = parser.parse_args()
+    try:
+        metrics.lpips_network()
+    except RuntimeError as reason:  # now, not after the first row
+        raise SystemExit(str(reason)) from None
     keep_memory()
     recipe = override(Recipe.model_validate(yaml.safe_load(args.recipe.read_text())), args)
     truth = pictures(args.pictures, args.size)[: args.images].to(args.device)

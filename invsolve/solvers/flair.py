@@ -83,6 +83,7 @@ class FLAIR(Solver[State]):
     steps = 50
 
     regularizer_weight: float = 0.2
+    max_pull: float | None = None
     weight_shift: float | None = 0.0
     data_steps: int = 15
     data_lr: float | None = None
@@ -90,7 +91,7 @@ class FLAIR(Solver[State]):
 
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "regularizer_weight", "data_steps")
-        for name in ("data_lr", "tolerance"):
+        for name in ("max_pull", "data_lr", "tolerance"):
             if getattr(self, name) is not None:
                 check_range(self, 0, math.inf, name)
 
@@ -109,13 +110,18 @@ class FLAIR(Solver[State]):
 
     def _weight(self, flow_t: Tensor, prior: Prior) -> Tensor:
         """The weight of the prior at a flow time, a scalar."""
+        weight = self.regularizer_weight * self._trust(flow_t, prior)
+        return weight if self.max_pull is None else torch.minimum(weight, self.max_pull * flow_t)
+
+    def _trust(self, flow_t: Tensor, prior: Prior) -> Tensor:
+        """How good the prior is at a flow time, relative to its mean over all times."""
         if prior.calibration is None:
-            return torch.full_like(flow_t, self.regularizer_weight)
+            return torch.ones_like(flow_t)
         trust = 1 / (prior.calibration.to(flow_t) + MIN_ERROR)  # uniform times from 1 to 0
         trust = trust / trust.mean()
         shift = -trust[-1] if self.weight_shift is None else self.weight_shift
         nearest = ((1 - flow_t) * (len(trust) - 1)).round().long()
-        return self.regularizer_weight * (trust[nearest] + shift).clamp_min(0)
+        return (trust[nearest] + shift).clamp_min(0)
 
     def _hold(self, mu: Tensor, lam: Tensor, problem: Problem, prior: Prior) -> Tensor:
         """Hard data consistency."""

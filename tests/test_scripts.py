@@ -1,0 +1,111 @@
+"""The scripts of the benchmarks: every recipe can be run, and a comparison leaves what it says."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from invsolve import metrics
+from invsolve.operators import OPERATORS, build_operator
+from invsolve.solvers import SOLVERS, build_solver
+from invsolve.spec import parse_spec
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The folder of the scripts on the path, as when one of them is run."""
+    folder = str(ROOT / "scripts")
+    monkeypatch.syspath_prepend(folder)
+    yield
+    for name in [n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(folder)]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def random_lpips(monkeypatch):
+    import lpips as package
+
+    network = package.LPIPS(net="alex", pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    monkeypatch.setattr(metrics, "lpips_network", lambda: network)
+
+
+def run(monkeypatch, script, *arguments):
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    __import__(script).main()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_name_what_there_is(scripts, path):
+    from recipe import Recipe
+
+    recipe = Recipe.model_validate(yaml.safe_load(path.read_text()))
+    assert recipe.tasks
+    for task in recipe.tasks:
+        name, fields = parse_spec(task.operator, OPERATORS, "operator")
+        build_operator(name, (3, 64, 64), **fields)
+        ours = [method for method in task.methods if method.name in SOLVERS]
+        assert ours, task.name
+        for method in ours:
+            build_solver(method.spec)
+
+
+def test_a_comparison_leaves_rows_pictures_and_a_table(scripts, random_lpips, monkeypatch, tmp_path, capsys):
+    arguments = ["--out", tmp_path, "--size", 32, "--images", 1, "--samples", 2, "--tasks", "deblurring", "jpeg"]
+    arguments += ["--solver", "flowdps", "--solver", "ddrm", "--solver", "wiener", "--steps", 2]
+    run(monkeypatch, "compare", *arguments)
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    found = {(row["task"], row["label"], row["of"]) for row in rows if "reason" not in row}
+    both = {("flowdps", "sample"), ("flowdps", "mean")}
+    assert found == {
+        ("deblurring", "ddrm", "sample"),
+        ("deblurring", "ddrm", "mean"),
+        ("deblurring", "wiener", "sample"),
+    } | {(task, *one) for task in ("deblurring", "jpeg") for one in both}
+    assert {(row["task"], row["label"]) for row in rows if "reason" in row} == {("jpeg", "ddrm"), ("jpeg", "wiener")}
+    for row in rows:
+        assert "reason" in row or (tmp_path / row["picture"]).is_file()
+    flow = next(row for row in rows if row["label"] == "flowdps")
+    assert flow["calls"] == 2
+    assert 5 < flow["psnr"][0] < 50
+    assert (tmp_path / "deblurring.png").is_file()
+    assert f"{flow['psnr'][0]:.2f}" in (tmp_path / "table.md").read_text()
+    capsys.readouterr()
+    run(monkeypatch, "compare", *arguments)  # nothing is left to do
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(rows)
+
+
+def test_a_comparison_without_lpips_stops_before_it_runs(scripts, monkeypatch, tmp_path):
+    def missing():
+        raise RuntimeError("LPIPS needs the AlexNet weights.")
+
+    monkeypatch.setattr(metrics, "lpips_network", missing)
+    with pytest.raises(SystemExit, match="AlexNet"):
+        run(monkeypatch, "compare", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_benchmark_of_solvers_counts_calls_and_gradients(scripts, monkeypatch, capsys):
+    run(
+        monkeypatch,
+        "bench_solvers",
+        "--size",
+        32,
+        "--steps",
+        2,
+        "--repetitions",
+        1,
+        "--samples",
+        0,
+        "--solvers",
+        "dps",
+        "ddnm",
+    )
+    lines = [
+        line.split("|")[1:4] for line in capsys.readouterr().out.splitlines() if line.startswith(("| dps", "| ddnm"))
+    ]
+    assert [[cell.strip() for cell in line] for line in lines] == [["dps", "2", "2"], ["ddnm", "2", "0"]]
