@@ -112,7 +112,7 @@ def test_flair():
     operator = build_operator("inpaint-box", (3, 16, 16), top=4, left=6, height=8, width=8)
     problem = Problem(operator, NoNoise(), trace["y"])
     torch.testing.assert_close(flair_times(6)[:-1], trace["t"], **TOLERANCE)
-    solver = FLAIR(regularizer_weight=0.5, data_steps=4, data_lr=0.1, tolerance=1e-4)
+    solver = FLAIR(regularizer_weight=0.5, max_pull=None, data_steps=4, data_lr=0.1, tolerance=1e-4)
     state = solver.init(trace["t"][0], problem, prior, ReplayRng([trace["start_noise"]]))
     torch.testing.assert_close(state.mu, trace["mu_init"], **TOLERANCE)
     for k, t in enumerate(trace["t"]):

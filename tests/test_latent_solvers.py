@@ -248,8 +248,8 @@ def test_a_lossy_autoencoder_costs_nothing_where_the_data_ask_for_nothing(spec):
 # --- second writings --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", ["inpaint-random", "blur", "blur-motion"])
-def test_flair_equals_a_second_writing(row):
+@pytest.mark.parametrize(("row", "carry"), [("inpaint-random", 1.0), ("blur", 0.5), ("blur-motion", 0.0)])
+def test_flair_equals_a_second_writing(row, carry):
     """Carried noise, calibrated pull, and the nearest picture at the noise level."""
     problem, prior = double(toy(row, sigma=0.15)), GaussianPrior(PowerLaw())
     prior.calibration = 0.2 + torch.linspace(-1, 1, 100).double().square()
@@ -258,16 +258,17 @@ def test_flair_equals_a_second_writing(row):
     m = prior.calibration.numpy()
     trust = (1 / (m + 1e-7)) / np.mean(1 / (m + 1e-7))
     mu = np.linalg.solve(a.T @ a + (0.15 / 0.5) ** 2 * np.eye(SIZE), a.T @ y)
-    e, radius = noise[0].numpy().ravel(), 0.15 * math.sqrt(problem.n_data)
-    solver = FLAIR(regularizer_weight=0.4, weight_shift=-0.2)
+    e, radius, pulls = noise[0].numpy().ravel(), 0.15 * math.sqrt(problem.n_data), []
+    solver = FLAIR(regularizer_weight=0.4, weight_shift=-0.2, max_pull=0.6, carry=carry)
     got = run(solver, problem, prior, times, noise)
     for k, t in enumerate(float(t) for t in times[:-1]):
         g, h = gains(t)
-        n = (1 - t) * e + math.sqrt(1 - (1 - t) ** 2) * noise[k + 1].numpy().ravel()
+        kept = carry * (1 - t)
+        n = kept * e + math.sqrt(1 - kept**2) * noise[k + 1].numpy().ravel()
         z = (1 - t) * mu + t * n
         x, e = g @ z, h @ z
-        lam = 0.4 * max(trust[round((1 - t) * 99)] - 0.2, 0)
-        mu = mu - lam / t * (mu - x)
+        pulls.append(0.4 * max(trust[round((1 - t) * 99)] - 0.2, 0) / t)
+        mu = mu - min(pulls[-1], 0.6) * (mu - x)
         before = mu
         mu = nearest(a, y, mu, radius)
         # ours stops within one per cent of the noise level, on the same path from `before` to `mu`
@@ -276,12 +277,13 @@ def test_flair_equals_a_second_writing(row):
         mu = mu if np.linalg.norm(a @ before - y) <= radius else nearest(a, y, before, size)
         np.testing.assert_allclose(got[k], mu, rtol=0, atol=1e-4)
         mu = got[k]
+    assert min(pulls) < 0.6 < max(pulls)
 
 
 def test_flair_weights():
     prior = GaussianPrior(PowerLaw())
     weight = lambda t, **fields: float(  # noqa: E731
-        FLAIR(regularizer_weight=0.5, **fields)._weight(torch.tensor(t).double(), prior)
+        FLAIR(regularizer_weight=0.5, **{"max_pull": None} | fields)._weight(torch.tensor(t).double(), prior)
     )
     assert [weight(t) for t in (0.9, 0.1)] == [0.5, 0.5]  # no calibration: the same everywhere
     prior.calibration = 1 / torch.linspace(1, 3, 101).double()  # trust 1 at t = 1 to 3 at t = 0, 2 on average
@@ -461,6 +463,8 @@ def test_resample_holds_the_data_by_pictures_first_and_by_latents_below():
     [
         ("flair(regularizer_weight=-1)", "must be"),
         ("flair(tolerance=-1)", "must be"),
+        ("flair(max_pull=-0.1)", "must be"),
+        ("flair(carry=1.1)", "must be"),
         ("flowchef(step_size=-1)", "must be"),
         ("flowchef(data_term=half_sq)", "needs a step_size"),
         ("psld(gluing=-1)", "must be"),
