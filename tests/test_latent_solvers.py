@@ -26,6 +26,7 @@ from invsolve.solvers._data import STALL, approach_data, meet_data, misfit, prox
 from invsolve.solvers._least_squares import least_squares
 from invsolve.solvers.flair import FLAIR
 from invsolve.solvers.flowchef import FlowChef
+from invsolve.solvers.flowdps import FlowDPS
 from invsolve.solvers.psld import PSLD
 from invsolve.solvers.resample import ReSample
 
@@ -310,6 +311,27 @@ def test_flair_data_steps_stop_at_the_noise():
         assert 0.6 < chi2 < 1.1, fields
     without = solve(problem, prior, FLAIR(data_steps=0), make_times("flair", 8, prior.schedule))
     assert float(without.chi2) > 3
+
+
+@pytest.mark.parametrize("interpolate", [False, True])
+@pytest.mark.parametrize("row", ["inpaint-random", "downsample"])  # equal singular values: one inner step arrives
+def test_flowdps_equals_a_second_writing(row, interpolate):
+    problem, prior = double(toy(row, sigma=0.1)), GaussianPrior(PowerLaw())
+    a, y, gains = dense(problem, prior)
+    times, noise, radius = make_times("flowdps", 6, prior.schedule), draws(7), 0.1 * math.sqrt(problem.n_data)
+    got = run(FlowDPS(interpolate=interpolate), problem, prior, times, noise)
+    z, moved = noise[0].numpy().ravel(), 0  # at t = 1 all is noise
+    for k, (t, s) in enumerate(pairwise(times.tolist())):
+        g, h = gains(t)
+        z0, z1 = g @ z, h @ z
+        z0_y = nearest(a, y, z0, radius)
+        moved += not np.allclose(z0, z0_y)
+        z0 = (1 - t) * z0 + t * z0_y if interpolate else z0_y
+        z1 = math.sqrt(s) * z1 + math.sqrt(1 - s) * noise[k + 1].numpy().ravel()
+        z = (1 - s) * z0 + s * z1
+        np.testing.assert_allclose(got[k], z, rtol=0, atol=2e-4)  # within the rounding that ends the inner steps
+        z = got[k]
+    assert moved
 
 
 @pytest.mark.parametrize("row", ["inpaint-random", "downsample", "blur"])

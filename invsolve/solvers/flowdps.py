@@ -3,7 +3,7 @@
     for t -> s in times:                                    (t = 1 noise, t = 0 data)
         z0, z1 = endpoints of the flow through z_t
         z0_y   = z0 - step_size * grad L(z0_y), from z0, inner_steps times
-        z0     = (1 - t) z0 + t z0_y
+        z0     = z0_y                                       (interpolate: (1 - t) z0 + t z0_y)
         z1     = sqrt(s) z1 + sqrt(1 - s) eps,  eps ~ N(0, I)
         z_s    = alpha_s z0 + sigma_s z1
 
@@ -14,6 +14,7 @@ On a path other than the rectified flow, t and s in the weights are the flow tim
 | L | misfit, step shrinking with t | |A^+ (y - A D(z))| (super-resolution), A^T elsewhere | |A D(z) - y|, `data_term` |
 | step_size | – | 15 at 768x768 latents, fp16 | below |
 | inner_steps | several (conjugate gradients) | 3 of gradient descent | at most 15, see below |
+| clean end | (1 - t) z0 + t z0_y | the same | z0_y |
 | noise share | eta | 1 - s | 1 - s |
 | grid | shift 4 | 4u / (1 + 3u) twice shifted | `flowdps` |
 
@@ -22,6 +23,10 @@ it takes one norm over the whole batch; here every picture has its own.  A fixed
 picture: super-resolution x4 by means keeps a sixteenth of a gradient.  By default the inner steps are conjugate
 gradients, each to where the misfit is what the noise leaves, were it linear; they end there or, through a decoder,
 where they hardly help any more.
+
+The interpolation keeps inner steps of a fixed size from overshooting at low noise.  Where they end at the noise level
+it only takes the data away: with weights down to 0.01 the last steps leave a pixel prior at 2 to 50 times the misfit
+that the noise explains.
 """
 
 from __future__ import annotations
@@ -53,6 +58,7 @@ class FlowDPS(Solver[Tensor]):
         inner_steps: most steps on the clean endpoint per time step.
         data_term: L(z), x = D(z): `norm` |A x - y|; `half_sq` |A x - y|^2 / 2; `nll` -log p(y | x);
             `pinv_norm` |A^+ (A x - y)| and `adjoint_norm` |A^T (A x - y)| as in the official code.
+        interpolate: go only the share t of the way to the clean end that explains y, as in the paper.
     """
 
     times = "flowdps"
@@ -61,6 +67,7 @@ class FlowDPS(Solver[Tensor]):
     step_size: float | None = None
     inner_steps: int = 15
     data_term: DataTerm = "norm"
+    interpolate: bool = False
 
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "inner_steps")
@@ -80,6 +87,7 @@ class FlowDPS(Solver[Tensor]):
             for _ in range(self.inner_steps):
                 z0_y = z0_y - self.step_size * grad(lambda z: misfit(self.data_term, problem, prior.decode(z)), z0_y)
 
-        z0 = (1 - flow_t) * z0 + flow_t * z0_y
+        if self.interpolate:
+            z0_y = (1 - flow_t) * z0 + flow_t * z0_y
         z1 = flow_s.sqrt() * z1 + (1 - flow_s).sqrt() * rng.randn_like(z1)
-        return prior.at(s, z0, z1)
+        return prior.at(s, z0_y, z1)
