@@ -35,10 +35,9 @@ to show what the decoder cannot, while a blur takes fifteen and gains by them.  
 back.
 
 With the official weight the pull lam / t passes 1 below t = 0.7, so that mu goes beyond x, and what is wrong with x
-grows from step to step.  Up to 1 a stronger pull gives sharper pictures, with a little more error.  So
-does the carried noise on blurs and small pictures, where details have to be made up; with most pixels hidden
-`flair(max_pull=1.0, carry=0.0)` on the grid `restoration` is better in both, since what is wrong there is drowned in
-new noise and not carried on.
+grows from step to step.  Up to 1 a stronger pull gives sharper pictures with a little more error, and so does the
+carried noise on blurs and small pictures, where details have to be made up.  With most pixels hidden
+`flair(max_pull=1.0, carry=0.0)` on the grid `restoration` is nearer to the truth: new noise drowns what is wrong.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ picture: super-resolution x4 by means keeps a sixteenth of a gradient.  By defau
 gradients, each to where the misfit is what the noise leaves, were it linear; they end there or, through a decoder,
 where they hardly help any more.
 
-The interpolation keeps inner steps of a fixed size from overshooting at low noise.  Where they end at the noise level
+The interpolation damps inner steps of a fixed size as t falls, so set it with them.  Where they end at the noise level
 it only takes the data away: with weights down to 0.01 the last steps leave a pixel prior at 2 to 50 times the misfit
 that the noise explains.
 """
