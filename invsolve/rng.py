@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -57,10 +57,7 @@ class ImageRng:
 
     def randn(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
         """Standard normal numbers with shape (B, *shape); drawn in float32 and cast, the same for every dtype."""
-        x = torch.empty(len(self.seeds), *shape)
-        for row, generator in zip(x.unbind(), self._generators, strict=True):
-            row.normal_(generator=generator)
-        return x.to(device=device, dtype=dtype)
+        return self._draw(Tensor.normal_, shape).to(device=device, dtype=dtype)
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Standard normal numbers with the shape (B, *), dtype and device of `x`."""
@@ -69,10 +66,7 @@ class ImageRng:
 
     def rand(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
         """Uniform numbers in [0, 1) with shape (B, *shape); drawn in float32 and cast, the same for every dtype."""
-        x = torch.empty(len(self.seeds), *shape)
-        for row, generator in zip(x.unbind(), self._generators, strict=True):
-            row.uniform_(generator=generator)
-        return x.to(device=device, dtype=dtype)
+        return self._draw(Tensor.uniform_, shape).to(device=device, dtype=dtype)
 
     def poisson(self, rate: Tensor) -> Tensor:
         """Poisson counts with the given rates (B, *), each row from its own generator."""
@@ -80,6 +74,13 @@ class ImageRng:
         rates = rate.cpu().double()  # half precision cannot count beyond 2048
         rows = [torch.poisson(row, generator=g) for row, g in zip(rates, self._generators, strict=True)]
         return torch.stack(rows).to(rate.device)
+
+    def _draw(self, fill: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
+        """(B, *shape) on the CPU, filled row by row: one tensor for a thousand particles, not a thousand."""
+        x = torch.empty(len(self.seeds), *shape, dtype=torch.float32)
+        for row, generator in zip(x.unbind(), self._generators, strict=True):
+            fill(row, generator=generator)
+        return x
 
     def _check_rows(self, x: Tensor) -> None:
         if len(x) != len(self.seeds):

@@ -43,7 +43,7 @@ def test_flowdps():
     times = flowdps_times(6)
     torch.testing.assert_close(times[:-1], trace["sigmas"].double(), rtol=0, atol=1e-6)
     times = torch.cat([trace["sigmas"].double(), torch.zeros(1).double()])
-    solver = FlowDPS(step_size=0.5, inner_steps=3, data_term="pinv_norm", interpolate=True)
+    solver = FlowDPS(step_size=0.5, inner_steps=3, data_term="pinv_norm")
     rng = ReplayRng(trace["noise"])
     z = trace["z_init"]
     for k, (t, s) in enumerate(pairwise(times)):

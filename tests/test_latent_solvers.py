@@ -1,4 +1,4 @@
-"""FlowChef, PSLD, ReSample and FLAIR against second writings of their boxes, and the calibration that FLAIR reads."""
+"""FlowDPS, FlowChef, PSLD, ReSample and FLAIR against second writings of their boxes, and the calibration of FLAIR."""
 
 import dataclasses
 import json
@@ -18,7 +18,18 @@ from invsolve.calibrate import calibrate, save_calibration
 from invsolve.cli import app
 from invsolve.images import save_png
 from invsolve.operators import OPERATORS
-from invsolve.priors import VE, DiscreteVP, Full, GaussianPrior, GreyPrior, Guided, Metered, PowerLaw, Rescheduled
+from invsolve.priors import (
+    VE,
+    DiscreteVP,
+    Full,
+    GaussianPrior,
+    GreyPrior,
+    Guided,
+    LinearFlow,
+    Metered,
+    PowerLaw,
+    Rescheduled,
+)
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
 from invsolve.rng import ImageRng
@@ -284,7 +295,7 @@ def test_flair_equals_a_second_writing(row, carry):
 def test_flair_weights():
     prior = GaussianPrior(PowerLaw())
     weight = lambda t, **fields: float(  # noqa: E731
-        FLAIR(regularizer_weight=0.5, **{"max_pull": None} | fields)._weight(torch.tensor(t).double(), prior)
+        FLAIR(regularizer_weight=0.5, **{"max_pull": None} | fields)._lam(torch.tensor(t).double(), prior)
     )
     assert [weight(t) for t in (0.9, 0.1)] == [0.5, 0.5]  # no calibration: the same everywhere
     prior.calibration = 1 / torch.linspace(1, 3, 101).double()  # trust 1 at t = 1 to 3 at t = 0, 2 on average
@@ -311,6 +322,14 @@ def test_flair_data_steps_stop_at_the_noise():
         assert 0.6 < chi2 < 1.1, fields
     without = solve(problem, prior, FLAIR(data_steps=0), make_times("flair", 8, prior.schedule))
     assert float(without.chi2) > 3
+
+
+def test_flowdps_interpolates_where_the_step_is_fixed():
+    problem, prior, times = double(toy("blur")), GaussianPrior(PowerLaw()), make_times("flowdps", 4, LinearFlow())
+    last = lambda **fields: run(FlowDPS(**fields), problem, prior, times, draws(5))[-1]  # noqa: E731
+    assert np.array_equal(last(step_size=1.0), last(step_size=1.0, interpolate=True))
+    assert not np.array_equal(last(step_size=1.0), last(step_size=1.0, interpolate=False))
+    assert np.array_equal(last(), last(interpolate=False))
 
 
 @pytest.mark.parametrize("interpolate", [False, True])

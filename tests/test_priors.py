@@ -24,9 +24,11 @@ from invsolve.priors import (
     PowerLaw,
     Rescheduled,
     Stationary,
+    TiledPrior,
     as_grey,
     load_prior,
 )
+from invsolve.priors.base import Wrapper
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.network import ResidualUNet
 from invsolve.priors.schedule import linear_betas, scaled_linear_betas
@@ -370,7 +372,29 @@ def test_guided_is_linear_and_metered_counts():
     assert metered.counts == {"network": 2, "network_vjp": 2, "encode": 2, "decode": 2, "decode_vjp": 0}
 
 
-@pytest.mark.parametrize("wrap", [Metered, as_grey, lambda p: Rescheduled(p, VE()), lambda p: Guided(p, p, 2.0)])
+class Halved(Wrapper):
+    """Latents that are pictures twice as bright, around a pixel prior, as an autoencoder is."""
+
+    def around(self, prior):
+        return Halved(prior)
+
+    def predict(self, z, t):
+        return self.prior.predict(z, t)
+
+    def decode(self, z):
+        return z / 2
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Metered,
+        as_grey,
+        lambda p: Rescheduled(p, VE()),
+        lambda p: Guided(p, p, 2.0),
+        lambda p: TiledPrior(p, size=8, overlap=2),
+    ],
+)
 def test_wrappers_know_whether_there_is_a_decoder(wrap):
     pixels = GaussianPrior(PowerLaw())
     latents = LinearDecoder(pixels, torch.eye(12, 8).double(), (3, 2, 2), (2, 2, 2))
@@ -379,6 +403,7 @@ def test_wrappers_know_whether_there_is_a_decoder(wrap):
     assert latents.has_decoder
     assert wrap(latents).has_decoder
     assert wrap(wrap(latents)).has_decoder
+    assert wrap(Halved(pixels)).has_decoder
 
 
 def test_grey_prior_is_exact_for_a_colour_gaussian():

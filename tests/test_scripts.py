@@ -87,6 +87,9 @@ def test_a_comparison_without_lpips_stops_before_it_runs(scripts, monkeypatch, t
     with pytest.raises(SystemExit, match="AlexNet"):
         run(monkeypatch, "compare", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    timing = ["--timing", 1, "--steps", 1, "--size", 32, "--images", 1, "--tasks", "jpeg", "--methods", "flowdps"]
+    run(monkeypatch, "compare", "--out", tmp_path / "out", *timing)  # does without
+    assert "flowdps" in (tmp_path / "out" / "timing.md").read_text()
 
 
 def test_the_benchmark_of_solvers_counts_calls_and_gradients(scripts, monkeypatch, capsys):

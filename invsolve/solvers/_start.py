@@ -40,7 +40,7 @@ def noisy_first_guess(t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) 
     guess, operator = first_guess(problem), problem.operator
     z0 = prior.encode(guess)
     noise = rng.randn_like(z0)
-    if isinstance(operator, SpectralOperator) and z0 is guess:
+    if isinstance(operator, SpectralOperator) and not prior.has_decoder:
         own = expand_to(problem.std / prior.schedule.ratio(t), z0)  # noise of y over that of the path where v = 1
 
         def seen(v: Tensor) -> Tensor:

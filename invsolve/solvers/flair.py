@@ -31,13 +31,14 @@ The official step size follows no rule from task to task, and stops too early wi
 it was made for.  Here the data steps end where the misfit is what the problem's noise leaves: for a pixel prior and a
 linear operator in one exact step, the nearest such picture; otherwise by conjugate gradients whose step length is that
 of a linear problem, or where those hardly help any more: on inpainting often after five, where more would bend latents
-to show what the decoder cannot, while a blur takes fifteen and gains by them.  `data_lr` brings the official steps
-back.
+to show what the decoder cannot, while a blur takes fifteen and gains by them.  `data_lr` with
+`max_pull=None` brings the official steps back.
 
-With the official weight the pull lam / t passes 1 below t = 0.7, so that mu goes beyond x, and what is wrong with x
-grows from step to step.  Up to 1 a stronger pull gives sharper pictures with a little more error, and so does the
-carried noise on blurs and small pictures, where details have to be made up.  With most pixels hidden
-`flair(max_pull=1.0, carry=0.0)` on the grid `restoration` is nearer to the truth: new noise drowns what is wrong.
+Without max_pull the official weight is above t where t is below 0.5 to 0.7, depending on the prior, so that mu goes
+beyond x, and what is wrong with x grows from step to step.  Up to 1 a stronger pull gives sharper pictures with some more
+error, and so does the carried noise on blurs and small pictures, where details have to be made up.  With most
+pixels hidden `flair(max_pull=1.0, carry=0.0)` on the grid `restoration` is nearer to the truth: new noise drowns what
+is wrong.  On a Gaussian posterior a weaker pull (0.2 without max_pull) keeps more of the spread.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class FLAIR(Solver[State]):
     """FLAIR: a variational mean between a flow prior, trusted where it is good, and data that are held exactly.
 
     Arguments:
-        regularizer_weight: mean over t of the weight of the prior.
+        regularizer_weight: mean over t of the weight of the prior, before max_pull.
         max_pull: most of the way from mu to the prior's clean end x that one step goes; None for no limit.
         carry: how much of the noise end the next noise keeps, relative to the paper; 0 draws all of it anew.
         weight_shift: added to the calibrated weights before they are cut at 0; None subtracts the weight at t = 0.
@@ -113,12 +114,12 @@ class FLAIR(Solver[State]):
         kept = self.carry * (1 - flow_t)
         n = kept * e + (1 - kept.square()).sqrt() * rng.randn_like(e)
         x, e = prior.predict(prior.at(t, mu, n), t)
-        lam = self._weight(flow_t, prior)
+        lam = self._lam(flow_t, prior)
         mu = mu - lam * ((e - x) - (n - mu))
         return State(self._hold(mu, lam, problem, prior), e)
 
-    def _weight(self, flow_t: Tensor, prior: Prior) -> Tensor:
-        """The weight of the prior at a flow time, a scalar."""
+    def _lam(self, flow_t: Tensor, prior: Prior) -> Tensor:
+        """How much of (mu - x) / t a step takes away at a flow time, a scalar."""
         weight = self.regularizer_weight * self._trust(flow_t, prior)
         return weight if self.max_pull is None else torch.minimum(weight, self.max_pull * flow_t)
 

@@ -3,7 +3,7 @@
     for t -> s in times:                                    (t = 1 noise, t = 0 data)
         z0, z1 = endpoints of the flow through z_t
         z0_y   = z0 - step_size * grad L(z0_y), from z0, inner_steps times
-        z0     = z0_y                                       (interpolate: (1 - t) z0 + t z0_y)
+        z0     = z0_y                                       (or (1 - t) z0 + t z0_y: `interpolate`)
         z1     = sqrt(s) z1 + sqrt(1 - s) eps,  eps ~ N(0, I)
         z_s    = alpha_s z0 + sigma_s z1
 
@@ -14,7 +14,7 @@ On a path other than the rectified flow, t and s in the weights are the flow tim
 | L | misfit, step shrinking with t | |A^+ (y - A D(z))| (super-resolution), A^T elsewhere | |A D(z) - y|, `data_term` |
 | step_size | – | 15 at 768x768 latents, fp16 | below |
 | inner_steps | several (conjugate gradients) | 3 of gradient descent | at most 15, see below |
-| clean end | (1 - t) z0 + t z0_y | the same | z0_y |
+| clean end | (1 - t) z0 + t z0_y | the same | z0_y; the same with a step_size |
 | noise share | eta | 1 - s | 1 - s |
 | grid | shift 4 | 4u / (1 + 3u) twice shifted | `flowdps` |
 
@@ -24,9 +24,9 @@ picture: super-resolution x4 by means keeps a sixteenth of a gradient.  By defau
 gradients, each to where the misfit is what the noise leaves, were it linear; they end there or, through a decoder,
 where they hardly help any more.
 
-The interpolation damps inner steps of a fixed size as t falls, so set it with them.  Where they end at the noise level
-it only takes the data away: with weights down to 0.01 the last steps leave a pixel prior at 2 to 50 times the misfit
-that the noise explains.
+The interpolation damps inner steps of a fixed size as t falls; without it they overshoot at low noise.  Where they end
+at the noise level it only takes the data away: its last weights are 0.14 and 0.01, and photographs under a pixel prior
+keep a chi^2 far above 1.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class FlowDPS(Solver[Tensor]):
         inner_steps: most steps on the clean endpoint per time step.
         data_term: L(z), x = D(z): `norm` |A x - y|; `half_sq` |A x - y|^2 / 2; `nll` -log p(y | x);
             `pinv_norm` |A^+ (A x - y)| and `adjoint_norm` |A^T (A x - y)| as in the official code.
-        interpolate: go only the share t of the way to the clean end that explains y, as in the paper.
+        interpolate: go only the share t of the way to the clean end that explains y, as in the paper; None where
+            step_size is given.
     """
 
     times = "flowdps"
@@ -67,7 +68,7 @@ class FlowDPS(Solver[Tensor]):
     step_size: float | None = None
     inner_steps: int = 15
     data_term: DataTerm = "norm"
-    interpolate: bool = False
+    interpolate: bool | None = None
 
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "inner_steps")
@@ -87,7 +88,7 @@ class FlowDPS(Solver[Tensor]):
             for _ in range(self.inner_steps):
                 z0_y = z0_y - self.step_size * grad(lambda z: misfit(self.data_term, problem, prior.decode(z)), z0_y)
 
-        if self.interpolate:
-            z0_y = (1 - flow_t) * z0 + flow_t * z0_y
+        interpolate = self.step_size is not None if self.interpolate is None else self.interpolate
+        z0 = (1 - flow_t) * z0 + flow_t * z0_y if interpolate else z0_y
         z1 = flow_s.sqrt() * z1 + (1 - flow_s).sqrt() * rng.randn_like(z1)
-        return prior.at(s, z0_y, z1)
+        return prior.at(s, z0, z1)
