@@ -31,12 +31,12 @@ The official step size follows no rule from task to task, and stops too early wi
 it was made for.  Here the data steps end where the misfit is what the problem's noise leaves: for a pixel prior and a
 linear operator in one exact step, the nearest such picture; otherwise by conjugate gradients whose step length is that
 of a linear problem, or where those hardly help any more: on inpainting often after five, where more would bend latents
-to show what the decoder cannot, while a blur takes fifteen and gains by them.  `data_lr` with
-`max_pull=None` brings the official steps back.
+to show what the decoder cannot, while a blur takes fifteen and gains by them.  `data_lr` with `max_pull=None` brings
+the official steps back.
 
 Without max_pull the official weight is above t where t is below 0.5 to 0.7, depending on the prior, so that mu goes
-beyond x, and what is wrong with x grows from step to step.  Up to 1 a stronger pull gives sharper pictures with some more
-error, and so does the carried noise on blurs and small pictures, where details have to be made up.  With most
+beyond x, and what is wrong with x grows from step to step.  Up to 1 a stronger pull gives sharper pictures with some
+more error, and so does the carried noise on blurs and small pictures, where details have to be made up.  With most
 pixels hidden `flair(max_pull=1.0, carry=0.0)` on the grid `restoration` is nearer to the truth: new noise drowns what
 is wrong.  On a Gaussian posterior a weaker pull (0.2 without max_pull) keeps more of the spread.
 """
