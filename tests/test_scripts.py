@@ -93,21 +93,8 @@ def test_a_comparison_without_lpips_stops_before_it_runs(scripts, monkeypatch, t
 
 
 def test_the_benchmark_of_solvers_counts_calls_and_gradients(scripts, monkeypatch, capsys):
-    run(
-        monkeypatch,
-        "bench_solvers",
-        "--size",
-        32,
-        "--steps",
-        2,
-        "--repetitions",
-        1,
-        "--samples",
-        0,
-        "--solvers",
-        "dps",
-        "ddnm",
-    )
+    arguments = "--size 32 --steps 2 --repetitions 1 --samples 0 --solvers dps ddnm"
+    run(monkeypatch, "bench_solvers", *arguments.split())
     lines = [
         line.split("|")[1:4] for line in capsys.readouterr().out.splitlines() if line.startswith(("| dps", "| ddnm"))
     ]

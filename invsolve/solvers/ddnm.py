@@ -72,11 +72,11 @@ class DDNM(Solver[Tensor]):
         alpha_s, sigma_s = prior.schedule(s)
         c = expand_to(alpha_s * problem.std, z0)  # (B, 1, 1, 1)
         eta, rest = self.eta, (1 - self.eta**2) ** 0.5
-        operator, pixels = problem.operator, not prior.has_decoder
+        operator = problem.operator
 
-        if not isinstance(operator, SpectralOperator) or not pixels:  # no spectrum, or not in the space of z
+        if not isinstance(operator, SpectralOperator) or prior.has_decoder:  # no spectrum, or not in the space of z
             distrust = torch.where(c > 0, c / sigma_s, 0).flatten()  # infinite at the last step of a noisy problem
-            z0 = self._consistent(z0, problem, distrust, prior, pixels)
+            z0 = self._consistent(z0, problem, distrust, prior)
             return transition(prior, s, z0, eps, eta * sigma_s, rng)
 
         def trust(v: Tensor) -> Tensor:  # lambda
@@ -94,10 +94,10 @@ class DDNM(Solver[Tensor]):
         noise = operator.spectral(eps, kept) + operator.spectral(rng.randn_like(eps), fresh)
         return alpha_s * z0 + noise
 
-    def _consistent(self, z0: Tensor, problem: Problem, distrust: Tensor, prior: Prior, pixels: bool) -> Tensor:
+    def _consistent(self, z0: Tensor, problem: Problem, distrust: Tensor, prior: Prior) -> Tensor:
         """z0 made to explain y where no spectrum is at hand, trusting y less as c / sigma_s (B,) grows."""
         operator = problem.operator
-        if isinstance(operator, LinearOperator) or not pixels:
+        if isinstance(operator, LinearOperator) or prior.has_decoder:
             return proximal_step(z0, problem, distrust.square().clamp(1e-6, 1e6), prior)
         assert isinstance(operator, PinvOperator)
         return z0 + expand_to(1 / distrust.clamp_min(1), z0) * (operator.project(z0, problem.y) - z0)

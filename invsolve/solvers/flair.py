@@ -45,7 +45,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -140,8 +139,9 @@ class FLAIR(Solver[State]):
         if self.data_steps == 0:
             return mu
         if self.data_lr is None:
-            hold = partial(approach_data, prior=prior) if prior.has_decoder else meet_data
-            return hold(mu, problem, radius=limit.sqrt(), steps=self.data_steps)
+            if prior.has_decoder:
+                return approach_data(mu, problem, prior, limit.sqrt(), self.data_steps)
+            return meet_data(mu, problem, limit.sqrt(), self.data_steps)
 
         def misfit(z: Tensor) -> Tensor:
             r = problem.residual(prior.decode(z))
