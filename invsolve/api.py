@@ -27,7 +27,7 @@ from .result import Result
 from .rng import image_seeds
 from .solve import Observer, solve
 from .solver import Solver
-from .solvers import build_solver
+from .solvers import SOLVERS, build_solver
 from .spec import parse_spec
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def restore(
     sigmas = [sigma_of(noise) for noise in noises]
     record = {
         "operator": operator.spec or kind,
-        "solver": {"name": type(solver).__name__, **vars(solver)},
+        "solver": {"name": _name_of(solver), **vars(solver)},
         "prior": prior_name,
         "sigma": sigmas[0] if len(sigmas) == 1 else sigmas,
         "seed": seed,
@@ -144,7 +144,7 @@ def restore(
         "samples": samples,
         "software": {"invsolve": version("invsolve"), "torch": torch.__version__},
     }
-    return _joined(results, json.loads(json.dumps(record, default=str)))
+    return _joined(problems, results, json.loads(json.dumps(record, default=str)))
 
 
 def _check_arguments(operator: object, prior: object, solver: object, dtype: object) -> None:
@@ -225,17 +225,25 @@ def _gaussian(sigma: object) -> Noise:
     return GaussianNoise(float(sigma)) if sigma > 0 else NoNoise()
 
 
-def _joined(results: Sequence[Result], record: dict[str, Any]) -> Result:
-    """Results of different measurements as one; seconds add up, the other statistics are means per sample."""
+def _joined(problems: Sequence[Problem], results: Sequence[Result], record: dict[str, Any]) -> Result:
+    """Results of different measurements as one, cut to [-1, 1] with the chi^2 of what is left.
+
+    Seconds add up, the other statistics are means per sample.
+    """
+    samples = [torch.where(result.samples.isfinite(), result.samples.clamp(-1, 1), result.samples) for result in results]
+    chi2 = [
+        torch.stack([problem.chi2(x) for x in cut.unbind(dim=1)], dim=1)
+        for problem, cut in zip(problems, samples, strict=True)
+    ]
     stats = {name: sum(result.stats[name] for result in results) / len(results) for name in results[0].stats}
     stats["seconds"] = sum(result.stats["seconds"] for result in results)
-    return Result(
-        torch.cat([result.samples for result in results]).clamp(-1, 1),
-        tuple(itertools.chain.from_iterable(result.status for result in results)),
-        torch.cat([result.chi2 for result in results]),
-        stats,
-        results[0].record | record,
-    )
+    status = tuple(itertools.chain.from_iterable(result.status for result in results))
+    return Result(torch.cat(samples), status, torch.cat(chi2), stats, record)
+
+
+def _name_of(solver: Solver[Any]) -> str:
+    """Its name in the table, or that of its class if it is somebody else's."""
+    return next((name for name, entry in SOLVERS.items() if entry is type(solver)), type(solver).__name__)
 
 
 def _device_of(*given: object) -> torch.device:

@@ -41,7 +41,7 @@ class Result:
         chi2: misfit |A(x) - y|^2 / (sigma^2 m) of every sample (B, S), about 1 for a picture that explains the
             data; NaN where the noise level is zero or unknown.
         stats: steps, seconds, and per sample the calls of network, network_vjp, encode, decode, decode_vjp.
-        record: what is needed to repeat the run.
+        record: what is needed to repeat the run, as `restore` knows it; empty from `solve`.
     """
 
     samples: Tensor

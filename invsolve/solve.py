@@ -176,4 +176,5 @@ def _solve_batch(
         if not finite.any():
             break  # nothing left to save in this batch
     x = prior.decode(solver.estimate(state))
-    return x, problem.chi2(x), finite & x.flatten(1).isfinite().all(dim=1)
+    chi2 = problem.chi2(x)  # infinite where finite pictures are too far from the data for a number
+    return x, chi2, finite & x.flatten(1).isfinite().all(dim=1) & ~chi2.isinf()

@@ -114,18 +114,18 @@ def run_task(task: Task, recipe: Recipe, prior: Prior, truth: Tensor, identity: 
             write_row(out, base | {"of": "sample", "reason": str(reason)})
             print(f"{task.name}: {label}: {reason}", flush=True)
             continue
-        n = len(truth)
+        n, stem = len(truth), f"{slug(label)}-{key['id'][:8]}"
         estimates = {"sample": (outcome.samples[:, 0], 1)}
         if setting.samples > 1 and outcome.samples.shape[1] > 1:
             estimates["mean"] = (outcome.samples.mean(dim=1), setting.samples)
-            save_strip(spread(outcome.samples), folder / f"{slug(label)}-std.png")
+            save_strip(spread(outcome.samples), folder / f"{stem}-std.png")
         for of, (x, count) in estimates.items():
             share = outcome.seconds / outcome.samples.shape[1] * count
             row = base | {"of": of} | measure(x, truth, problem)
             if of == "mean":
                 row |= measure_spread(outcome.samples, truth)
             row |= {"calls": outcome.calls * count, "gradients": outcome.gradients * count, "seconds": share / n}
-            row["picture"] = f"{task.name}/{slug(label)}-{of}.png"
+            row["picture"] = f"{task.name}/{stem}-{of}.png"
             save_strip(x, out / row["picture"])
             write_row(out, row)
             print(f"{task.name}: {title_of(row)}: " + ", ".join(cells(row)), flush=True)

@@ -25,7 +25,8 @@ from invsolve.images import load_image
 from invsolve.operators import OPERATORS, build_operator
 from invsolve.priors import PRIORS, load_prior
 from invsolve.record import prior_sha256
-from invsolve.solvers import SOLVERS
+from invsolve.solvers import SOLVERS, build_solver
+from invsolve.spec import parse_spec
 
 ROOT = Path(__file__).parent.parent
 FAST = ["--prior", "gaussian", "--steps", "3", "--device", "cpu"]
@@ -264,11 +265,34 @@ def test_python_and_command_line_agree() -> None:
     expected = load_image("restored/a.png").tensor
     assert (result.samples[0, 0] - expected).abs().max() < 1.01 / 255
     assert result.record["operator"]["tables_from"] == "a.jpg"
-    assert result.record["solver"] == {"name": "DDNM", "eta": 0.85}
+    assert result.record["solver"] == {"name": "ddnm", "eta": 0.85}
     assert result.record["prior"] == "gaussian"
     assert (result.record["sigma"], result.record["seed"], result.record["steps"]) == (0, 0, 3)
     result.save("result")
     assert package.Result.load("result").record == result.record
+
+
+@pytest.mark.parametrize("name", [name for name, kind in SOLVERS.items() if not kind.needs_fit])
+def test_the_record_names_operator_and_solver_so_that_they_can_be_built_again(name: str) -> None:
+    solver, options = build_solver(name), {"operator": "blur(sigma=1.0)", "prior": "gaussian", "sigma": 0.1}
+    record = package.restore(torch.zeros(3, 16, 16), solver=solver, steps=1, samples=2, **options).record
+    assert build_solver(record["solver"]) == solver
+    assert parse_spec(record["operator"], OPERATORS, "operator") == ("blur", {"sigma": 1.0, "boundary": "circular"})
+
+
+def test_the_misfit_is_that_of_the_samples_as_they_are_handed_out() -> None:
+    y = torch.full((1, 3, 16, 16), 3.0)  # beyond what a picture can hold
+    options: dict[str, Any] = {"operator": "identity", "prior": "gaussian", "sigma": 0.1, "steps": 3, "samples": 2}
+    result = package.restore(y, **options)
+    assert result.samples.max() == 1
+    expected = (result.samples - y[:, None]).square().flatten(2).mean(dim=2) / 0.1**2
+    torch.testing.assert_close(result.chi2, expected)
+
+
+def test_a_misfit_beyond_all_numbers_is_no_restoration() -> None:
+    options: dict[str, Any] = {"operator": "identity", "prior": "gaussian", "sigma": 0.1, "steps": 3}
+    result = package.restore(torch.zeros(1, 3, 16, 16), solver="dps(step_size=1e25)", **options)
+    assert not result.ok
 
 
 def test_sigma_auto_is_estimated_for_each_picture() -> None:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from invsolve import metrics
+from invsolve.images import load_image
 from invsolve.operators import OPERATORS, build_operator
 from invsolve.solvers import SOLVERS, build_solver
 from invsolve.spec import parse_spec
@@ -77,6 +78,14 @@ def test_a_comparison_leaves_rows_pictures_and_a_table(scripts, random_lpips, mo
     capsys.readouterr()
     run(monkeypatch, "compare", *arguments)  # nothing is left to do
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(rows)
+
+
+def test_comparisons_of_two_sizes_in_one_folder_keep_their_pictures(scripts, random_lpips, monkeypatch, tmp_path):
+    arguments = ["--out", tmp_path, "--images", 1, "--tasks", "deblurring", "--solver", "wiener", "--size"]
+    for size in (64, 32, 64):  # the third run has nothing to do, and draws the contact sheet of the first one's pictures
+        run(monkeypatch, "compare", *arguments, size)
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [load_image(tmp_path / row["picture"]).shape[-1] for row in rows] == [64, 32]
 
 
 def test_a_comparison_without_lpips_stops_before_it_runs(scripts, monkeypatch, tmp_path):
