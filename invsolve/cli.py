@@ -290,7 +290,7 @@ def validate_command(
     seed: Annotated[int, typer.Option(help="Of the samples; the problems are always the same.")] = 0,
     curve: Annotated[bool, typer.Option("--curve", help="Error against network calls, 5 to 500.")] = False,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="SBC ranks and TARP coverage instead.")] = False,
-    simulations: Annotated[int, typer.Option(help="Truths to calibrate with.")] = 200,
+    simulations: Annotated[int | None, typer.Option(help="Truths to calibrate with, by default 200.")] = None,
     out: Annotated[
         Path, typer.Option("-o", "--out", parser=_path, metavar="PATH", help="Folder for the results.")
     ] = Path("validation"),

@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 
 from . import __version__
-from .api import default_solver
 from .atomic import atomic_writes
 from .choices import (
     choose_operator,
@@ -132,7 +131,7 @@ def _degrade_one(plan: Plan, source: Source, output: Path) -> str:
         holes = 1 - 2 * built.data_mask.expand(1, *y.shape[1:])  # white = hole
         files[mask_path] = encode_picture(mask_path, holes, Picture(holes), provenance | {"content": "mask"})
         command += ["--mask", typed_name(mask_path.name)]
-    command += [*plan.noise_options, "--solver", default_solver(built)]
+    command += plan.noise_options
     record = {
         "tool": "degrade",
         "restore_with": shlex.join(command),

@@ -49,7 +49,7 @@ from .record import (
     stale_outputs,
 )
 from .result import Result, Status, json_number, spread_picture
-from .solve import check_capability
+from .solve import batch_rows, check_capability
 from .solvers import SOLVERS, build_solver
 from .spec import format_spec, parse_spec
 
@@ -112,7 +112,9 @@ def restore_files(inputs: Sequence[str], out: Path, options: Options, console: C
     sources = plan.sources
     outputs = plan_outputs(sources, out, _endings(options.samples))
     check_writable(outputs[0].parent)
-    bar = StepBar([math.ceil(options.samples / options.batch_size)] * len(sources), console, errors)
+    solver = build_solver(options.solver or "ddrm")  # those that are chosen without a name do not interact either
+    batches = math.ceil(options.samples / batch_rows(solver, options.samples, options.batch_size))
+    bar = StepBar([batches] * len(sources), console, errors)
     counts = {"restored": 0, "skipped": 0, "failed": 0}
     with bar:
         for source, output in zip(sources, outputs, strict=True):

@@ -52,7 +52,7 @@ class ValidateOptions:
     seed: int = 0
     curve: bool = False
     calibrate: bool = False
-    simulations: int = 200
+    simulations: int | None = None
 
 
 def validate_samplers(
@@ -78,7 +78,7 @@ def validate_samplers(
             console.print(f"  {name:{width}}  {entry.about}  Settings: {', '.join(entry.settings)}.")
         return
     chosen = find_suite(suite)
-    for name in ("calls", "steps", "particles", "problems"):
+    for name in ("calls", "steps", "particles", "problems", "samples"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
@@ -86,6 +86,13 @@ def validate_samplers(
         raise ValueError(f"Unknown time grid {options.times!r}; choose suite, own, {', '.join(TIMES)}.")
     if options.curve and options.steps is not None:
         raise ValueError("--curve chooses the numbers of steps itself; leave out --steps.")
+    if options.simulations is not None and not options.calibrate:
+        raise ValueError("--simulations is the number of truths of --calibrate; give both or neither.")
+    if options.first < 0:
+        raise ValueError(f"--first must be at least 0, got {options.first}.")
+    if options.calibrate and (options.curve or options.problems is not None):
+        unused = "curve" if options.curve else "problems"
+        raise ValueError(f"--calibrate draws its own truths for one operator; --{unused} does nothing there, leave it out.")
     rows = default_rows(
         chosen,
         options.solvers,
@@ -123,13 +130,14 @@ def _show(table: Table, console: Console) -> None:
 def _run(suite: Suite, rows: list[Row], out: Path, options: ValidateOptions, errors: Console) -> list[Measured]:
     """Run the suite under a progress bar."""
     settings = options.settings or suite.settings
+    problems = suite.problems if options.problems is None else options.problems
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True) as progress:
-        task = progress.add_task("", total=len(rows) * len(settings) * (options.problems or suite.problems))
+        task = progress.add_task("", total=len(rows) * len(settings) * problems)
         return run_suite(
             suite,
             rows,
-            problems=options.problems,
+            problems=problems,
             first=options.first,
             settings=settings,
             samples=options.samples,
@@ -142,16 +150,15 @@ def _run(suite: Suite, rows: list[Row], out: Path, options: ValidateOptions, err
 
 
 def _calibrate(suite: Suite, rows: list[Row], out: Path, options: ValidateOptions, console: Console) -> None:
-    """Calibration on the first problem's operator of every setting."""
+    """Calibration with the operator of the first problem of every setting."""
     tables = []
+    counts = {
+        "simulations": 200 if options.simulations is None else options.simulations,
+        "samples": 100 if options.samples is None else options.samples,
+    }
     for setting in options.settings or suite.settings:
-        case = suite.case(setting, 0)
-        found = [
-            calibrate(
-                row, suite, case, simulations=options.simulations, samples=options.samples or 100, seed=options.seed
-            )
-            for row in rows
-        ]
+        case = suite.case(setting, options.first)
+        found = [calibrate(row, suite, case, **counts, seed=options.seed) for row in rows]
         tables.append(calibration_table(f"{suite.name}, {setting}", found))
         _show(tables[-1], console)
     save_markdown(tables, out / "calibration.md")

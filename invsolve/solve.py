@@ -18,7 +18,7 @@ from .rng import ImageRng, derive_seed, image_seeds
 from .solver import Solver
 from .times import make_times
 
-__all__ = ["Estimate", "Observer", "check_capability", "default_times", "solve"]
+__all__ = ["Estimate", "Observer", "batch_rows", "check_capability", "default_times", "solve"]
 
 
 class Observer(Protocol):
@@ -70,6 +70,12 @@ def check_capability(solver: Solver[Any], operator: Operator) -> None:
             f"{type(solver).__name__} needs a {solver.requires.__name__}, and {type(operator).__name__} is not one; "
             "choose another solver, for example dps or flowdps, which need only gradients."
         )
+
+
+def batch_rows(solver: Solver[Any], samples: int, batch_size: int) -> int:
+    """How many (measurement, sample) rows go through the network at once: whole groups of what must stay together."""
+    group = samples if solver.interacting else 1
+    return max(batch_size // group, 1) * group
 
 
 @torch.no_grad()
@@ -133,7 +139,7 @@ def solve(
     metered = Metered(prior.sized(problem.operator.image_shape))
     rows = [(b, s) for b in range(len(problem.y)) for s in range(samples)]
     group = samples if solver.interacting else 1  # rows that must stay together
-    size = max(batch_size // group, 1) * group
+    size = batch_rows(solver, samples, batch_size)
     alike = [list(run) for _, run in groupby(rows, key=lambda row: grids[row[0]].tolist())]
     parts = [
         _solve_batch(problem, metered, solver, grids[run[0][0]], seeds, run[k : k + size], group, observers)

@@ -490,6 +490,7 @@ def test_dry_run_writes_nothing() -> None:
         ["--operator", "grayscale"],
         ["--mask", "m.png", "--sigma", "0.1"],
         ["--operator", "inpaint-random(fraction=0.5)"],
+        ["--operator", "identity", "--sigma", "0.1"],
     ],
 )
 def test_degrade_names_the_command_that_undoes_it(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,7 +503,7 @@ def test_degrade_names_the_command_that_undoes_it(words: list[str], monkeypatch:
     assert files("degraded") == first
     monkeypatch.chdir("degraded")
     command = shlex.split(record("a.json")["restore_with"])
-    result = invsolve(*command[1:], *FAST)
+    result = invsolve(*command[1:], "--prior", "gaussian", "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert load_image("restored/a.png").shape == (3, *SIZE)
 
@@ -514,7 +515,7 @@ def test_degrade_goes_on_after_a_bad_picture() -> None:
     assert result.exit_code == 2
     assert result.stderr.count("Error:") == 1
     assert sorted(files("degraded")) == ["b.json", "b.png"]
-    assert "--solver ddnm" in record("degraded/b.json")["restore_with"]
+    assert "--solver" not in record("degraded/b.json")["restore_with"]  # denoising has steps of its own without
 
 
 def test_demo_prints_its_table_and_keeps_foreign_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -749,3 +750,19 @@ def test_the_bar_counts_batches() -> None:
     assert (task.completed, task.total) == (2, 3)
     bar(1, 4, [], None)  # type: ignore[arg-type]
     assert task.completed == 2.25
+
+
+@pytest.mark.parametrize(("solver", "batches"), [("rsd", 1), ("ddrm", 3)])  # particles stay together
+def test_the_bar_expects_the_batches_that_run(solver: str, batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture("a.png")
+    seen = []
+
+    class Bar(cli_restore.StepBar):
+        def done(self, *, ran: bool) -> None:
+            seen.append((self.batch, self.ahead[0]))
+            super().done(ran=ran)
+
+    monkeypatch.setattr(cli_restore, "StepBar", Bar)
+    words = ["--operator", "blur", "--solver", solver, "--samples", "5", "--batch-size", "2"]
+    assert restore("a.png", *words).exit_code == 0
+    assert seen == [(batches, batches)]

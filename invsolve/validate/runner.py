@@ -207,7 +207,8 @@ def run_suite(
     chosen = tuple(settings or suite.settings)
     for setting in chosen:
         suite.case(setting, 0)  # a mistyped name must not wait for its turn
-    problems, samples = problems or suite.problems, samples or suite.samples
+    problems = suite.problems if problems is None else problems
+    samples = suite.samples if samples is None else samples
     if problems < 1 or first < 0 or samples < 2:
         raise ValueError(
             f"problems must be at least 1, first at least 0, samples at least 2; got {problems}, {first}, {samples}."
