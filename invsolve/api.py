@@ -230,7 +230,9 @@ def _joined(problems: Sequence[Problem], results: Sequence[Result], record: dict
 
     Seconds add up, the other statistics are means per sample.
     """
-    samples = [torch.where(result.samples.isfinite(), result.samples.clamp(-1, 1), result.samples) for result in results]
+    samples = [
+        torch.where(result.samples.isfinite(), result.samples.clamp(-1, 1), result.samples) for result in results
+    ]
     chi2 = [
         torch.stack([problem.chi2(x) for x in cut.unbind(dim=1)], dim=1)
         for problem, cut in zip(problems, samples, strict=True)

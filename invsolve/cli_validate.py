@@ -92,7 +92,9 @@ def validate_samplers(
         raise ValueError(f"--first must be at least 0, got {options.first}.")
     if options.calibrate and (options.curve or options.problems is not None):
         unused = "curve" if options.curve else "problems"
-        raise ValueError(f"--calibrate draws its own truths for one operator; --{unused} does nothing there, leave it out.")
+        raise ValueError(
+            f"--calibrate draws its own truths for one operator; --{unused} does nothing there, leave it out."
+        )
     rows = default_rows(
         chosen,
         options.solvers,

@@ -12,6 +12,7 @@ from .priors.base import Metered, Prior, Rescheduled, Shape
 from .priors.decoder import LinearDecoder
 from .priors.gaussian import GaussianPrior
 from .priors.mixture import GaussianMixture
+from .priors.schedule import LinearFlow
 from .problem import Noise, simulate
 from .rng import ImageRng, derive_seed
 from .times import make_times
@@ -62,14 +63,28 @@ def sample_prior(
     return torch.cat(parts)
 
 
-def follow_flow(prior: Prior, z: Tensor, times: Tensor) -> Tensor:
-    """The probability flow from z (B, *latent_shape) at times[0] to times[-1]: Euler's steps of a flow, or DDIM's.
+def follow_flow(prior: Prior, z: Tensor, times: Tensor, *, midpoint: bool = False) -> Tensor:
+    """Follow the probability flow from z (B, *latent_shape) at the first time to the last, in either direction.
 
-    One network call per step, without noise: both ends of the path are predicted and put together again at the next
-    time, which is x + (s - t) v for a flow and DDIM with eta = 0 for a variance-preserving path.
+    One step from t to s is DDIM's, alpha_s clean + sigma_s noise, which on every path is Euler's step of the rectified
+    flow.  The midpoint rule doubles the calls and, on that flow, makes the error of second order.
+
+    Arguments:
+        prior: whose flow it is.
+        z: where it starts.
+        times: monotone, (n + 1,).
+        midpoint: the midpoint rule, 2 n calls, instead of Euler's, n calls.
     """
+    flow, schedule = LinearFlow(), prior.schedule
     for t, s in pairwise(times):
-        z = prior.at(s, *prior.predict(z, t))
+        if not midpoint:
+            z = prior.at(s, *prior.predict(z, t))
+            continue
+        flow_t, flow_s = (flow.time(schedule.ratio(u)) for u in (t, s))
+        middle = schedule.time(flow.ratio((flow_t + flow_s) / 2))
+        clean, noise = prior.predict(prior.at(middle, *prior.predict(z, t)), middle)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+        z = (alpha_s + sigma_s) * (z / (alpha_t + sigma_t) + (flow_s - flow_t) * (noise - clean))
     return z
 
 

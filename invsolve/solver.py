@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from .priors.base import Prior
 from .problem import Problem
 from .rng import ImageRng
 
-__all__ = ["Solver", "check_range"]
+__all__ = ["Solver", "check_choice", "check_range"]
 
 State = TypeVar("State")
 
@@ -54,9 +54,16 @@ class Solver(abc.ABC, Generic[State]):
 
 
 def check_range(solver: Solver[Any], low: float, high: float, *names: str) -> None:
-    """Refuse hyperparameters outside [low, high], or not finite, with one sentence."""
+    """Refuse hyperparameters outside [low, high], or not finite, with one sentence; None is a choice of its own."""
     for name in names:
         value = getattr(solver, name)
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             bound = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
             raise ValueError(f"{type(solver).__name__}: {name} must be {bound}, got {value!r}.")
+
+
+def check_choice(solver: Solver[Any], name: str, choices: Any) -> None:
+    """Refuse a hyperparameter that is none of a Literal's values, with one sentence."""
+    value, known = getattr(solver, name), get_args(choices)
+    if value not in known:
+        raise ValueError(f"{type(solver).__name__}: {name} must be one of {', '.join(known)}, got {value!r}.")

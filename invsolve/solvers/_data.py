@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..linalg import dot, expand_to, grad, norm
 from ..operators.base import LinearOperator, PinvOperator
 from ..priors.base import Prior
 from ..problem import Problem
-from ..solver import Solver, check_range
+from ..solver import Solver, check_choice, check_range
 from ._least_squares import least_squares
 from ._path import isotropic_std
 
@@ -45,12 +45,9 @@ def check_step(solver: Solver[Any], step_size: float | None, data_term: str) -> 
 
     Without a step size, `approach_data` finds it, which goes down |A x - y| alone.
     """
-    if data_term not in get_args(DataTerm):
-        known = ", ".join(get_args(DataTerm))
-        raise ValueError(f"{type(solver).__name__}: data_term must be one of {known}, got {data_term!r}.")
-    if step_size is not None:
-        check_range(solver, 0, math.inf, "step_size")
-    elif data_term != "norm":
+    check_choice(solver, "data_term", DataTerm)
+    check_range(solver, 0, math.inf, "step_size")
+    if step_size is None and data_term != "norm":
         name = type(solver).__name__
         raise ValueError(f"{name}: data_term {data_term!r} needs a step_size, for example step_size=1.0.")
 

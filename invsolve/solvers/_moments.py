@@ -12,7 +12,7 @@ from ..linalg import expand_to, gmres, norm
 from ..priors.base import Prior
 from ..problem import Problem
 from ._data import DIFFERENCE
-from ._path import isotropic_std
+from ._path import denoising_gain, isotropic_std
 
 __all__ = ["Moments", "match_moments"]
 
@@ -41,8 +41,7 @@ def match_moments(state: Tensor, t: Tensor, problem: Problem, prior: Prior, kryl
         prior: gives z0 and, by gradients, V.
         krylov_steps: products with V.
     """
-    alpha_t, sigma_t = prior.schedule(t)
-    gain = torch.where(alpha_t > 0, sigma_t.square() / alpha_t, 0)
+    gain = denoising_gain(prior, t)
     with torch.enable_grad():
         z_t = state.detach().requires_grad_(True)
         z0, eps = prior.predict(z_t, t)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
 from ..linalg import expand_to
 from ..priors.base import Prior
-from ..priors.schedule import LinearFlow
 from ..rng import ImageRng
 
-__all__ = ["ancestral_std", "isotropic_std", "ode", "transition"]
+__all__ = ["ancestral_std", "denoising_gain", "isotropic_std", "transition"]
 
 
 def ancestral_std(prior: Prior, t: Tensor, s: Tensor, eta: float) -> Tensor:
@@ -51,26 +48,10 @@ def isotropic_std(prior: Prior, t: Tensor, data_std: float) -> Tensor:
     return data_std * sigma / torch.hypot(alpha * data_std, sigma)
 
 
-def ode(prior: Prior, z: Tensor, times: Tensor, *, midpoint: bool = False) -> Tensor:
-    """Follow the probability flow from z (B, *latent_shape) at the first time to the last, in either direction.
+def denoising_gain(prior: Prior, t: Tensor) -> Tensor:
+    """sigma_t^2 / alpha_t: how far the clean end E[z_0 | z_t] goes with the score, by Tweedie's formula.
 
-    One step from t to s is DDIM's, alpha_s clean + sigma_s noise, which on every path is Euler's step of the rectified
-    flow.  The midpoint rule doubles the calls and, on that flow, makes the error of second order.
-
-    Arguments:
-        prior: whose flow it is.
-        z: where it starts.
-        times: monotone, (n + 1,).
-        midpoint: the midpoint rule, 2 n calls, instead of Euler's, n calls.
+    0 where alpha_t = 0: z_t shows nothing of z_0 there.
     """
-    flow, schedule = LinearFlow(), prior.schedule
-    for t, s in pairwise(times):
-        if not midpoint:
-            z = prior.at(s, *prior.predict(z, t))
-            continue
-        flow_t, flow_s = (flow.time(schedule.ratio(u)) for u in (t, s))
-        middle = schedule.time(flow.ratio((flow_t + flow_s) / 2))
-        clean, noise = prior.predict(prior.at(middle, *prior.predict(z, t)), middle)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
-        z = (alpha_s + sigma_s) * (z / (alpha_t + sigma_t) + (flow_s - flow_t) * (noise - clean))
-    return z
+    alpha, sigma = prior.schedule(t)
+    return torch.where(alpha > 0, sigma.square() / alpha, 0)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver
 
-__all__ = ["Resampled", "Resampling", "check_resampling", "resample"]
+__all__ = ["Resampled", "Resampling", "resample"]
 
 Resampling = Literal["systematic", "multinomial"]
 
@@ -22,13 +21,6 @@ class Resampled(NamedTuple):
     parents: Tensor  # (B,), row numbers
     log_w: Tensor  # (B,)
     ess: Tensor  # (G,), effective sample size (sum w)^2 / sum w^2 of every group before
-
-
-def check_resampling(solver: Solver[Any], resampling: str) -> None:
-    """Refuse the name of a resampling scheme that is not one of `Resampling`, with one sentence."""
-    if resampling not in get_args(Resampling):
-        known = ", ".join(get_args(Resampling))
-        raise ValueError(f"{type(solver).__name__}: resampling must be one of {known}, got {resampling!r}.")
 
 
 def resample(log_w: Tensor, problem: Problem, resampling: Resampling, below: float, rng: ImageRng) -> Resampled:

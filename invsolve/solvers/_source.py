@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..linalg import dot, expand_to, norm, value_and_grad
 from ..priors.base import Prior
+from ..sample import follow_flow
 from ..times import make_times
-from ._path import ode
 
 __all__ = ["Descent", "chi_nll", "descend", "start_descent", "transport", "transport_calls"]
 
@@ -30,7 +30,7 @@ def transport(prior: Prior, x: Tensor, steps: int) -> Tensor:
     times = make_times("karras", steps, prior.schedule).to(x)
     t = times[0]
     clean, mirrored = (prior.predict(prior.at(t, torch.zeros_like(x), point), t).clean for point in (x, -x))
-    return ode(prior, prior.at(t, 0.75 * clean + 0.25 * mirrored, x), times, midpoint=True)
+    return follow_flow(prior, prior.at(t, 0.75 * clean + 0.25 * mirrored, x), times, midpoint=True)
 
 
 def transport_calls(steps: int) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["WEIGHTINGS", "check_weighting"]
+__all__ = ["WEIGHTINGS", "Weighting"]
 
-WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {  # of r = sigma/alpha, for score distillation
+Weighting = Literal["s_over_a", "sqrt", "square", "log", "trunc_linear", "power2over3", "const"]
+WEIGHTINGS: dict[Weighting, Callable[[Tensor], Tensor]] = {  # of r = sigma/alpha, for score distillation
     "s_over_a": lambda r: r,  # "linear" in the official code of RED-diff
     "sqrt": torch.sqrt,
     "square": torch.square,
@@ -18,9 +20,3 @@ WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {  # of r = sigma/alpha, for
     "power2over3": lambda r: r ** (2 / 3),
     "const": torch.ones_like,
 }
-
-
-def check_weighting(weighting: str) -> None:
-    """Refuse a weighting that is not a name of `WEIGHTINGS`, with one sentence."""
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"Unknown weighting {weighting!r}; choose one of {', '.join(WEIGHTINGS)}.")

@@ -14,12 +14,13 @@
 
 | | paper | official code | here |
 |---|---|---|---|
-| r_t | sigma_t / alpha_t | the same | that of a signal with standard deviation `data_std` |
+| r_t | sigma_t / alpha_t | the same | `spread` times that of a signal with standard deviation `data_std` |
+| spread | – | – | 0.7 |
 | start of the chain | z0 | z0 | a draw of N(z0, r_t^2): only what y shows must move |
 | h | tuned per task | 1e-5 to 1e-4, decayed to 1/100 | from the curvature, step_size 0.2 |
 | langevin_steps | 100 | 100 | 30 |
 | sigma_y | beta_y | 0.01 for a noise of 0.05 | the noise level |
-| ode_steps | 5 | 5 | 4 |
+| ode_steps | 5 | 5 | 2 |
 | grid | sigma 100 to 0.1, rho 7, 200 steps | the same | `restoration`, 50 steps |
 
 The two kinds draw from the same Gaussian, Langevin's chain up to a share step_size / 4 of the variance along y, and it
@@ -31,7 +32,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,10 +43,11 @@ from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..sample import follow_flow
+from ..solver import Solver, check_choice, check_range
 from ..times import restoration
 from ._data import curvature, proximal_step
-from ._path import isotropic_std, ode
+from ._path import isotropic_std
 from ._start import noisy_first_guess
 
 __all__ = ["DAPS"]
@@ -90,8 +92,7 @@ class DAPS(Solver[State]):
         check_range(self, 0, math.inf, "langevin_steps")
         check_range(self, 0, 2, "step_size")
         check_range(self, 1e-3, HIGHEST, "spread", "data_std")
-        if self.inner not in get_args(Inner):
-            raise ValueError(f"DAPS: inner must be one of {', '.join(get_args(Inner))}, got {self.inner!r}.")
+        check_choice(self, "inner", Inner)
 
     def network_calls(self, steps: int) -> int:
         return steps * self.ode_steps
@@ -104,7 +105,7 @@ class DAPS(Solver[State]):
         flow = LinearFlow()
         ratio = min(float(prior.schedule.ratio(t)), HIGHEST)
         inner = prior.schedule.time(flow.ratio(restoration(self.ode_steps, ratio, LOWEST))).to(t)
-        z0 = ode(prior, state.z, torch.cat([t[None], inner[1:]]))
+        z0 = follow_flow(prior, state.z, torch.cat([t[None], inner[1:]]))
         r_t = self.spread * isotropic_std(prior, t, self.data_std)
         draw = self._langevin if self.inner == "langevin" else self._exact
         z0_y, steepest = draw(z0, state.steepest, r_t, problem, prior, rng)

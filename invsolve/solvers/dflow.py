@@ -35,9 +35,9 @@ from torch import Tensor
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
+from ..sample import follow_flow
 from ..solver import Solver, check_range
 from ..times import make_times
-from ._path import ode
 from ._source import Descent, chi_nll, descend, start_descent, transport, transport_calls
 from ._start import first_guess
 
@@ -84,7 +84,7 @@ class DFlow(Solver[State]):
         z = prior.encode(first_guess(problem))
         back = make_times("karras", self.ode_steps, prior.schedule).to(z).flip(0)[1:]  # from the last time above 0
         alpha, _ = prior.schedule(back[0])
-        x = ode(prior, alpha * z, back, midpoint=True) / prior.schedule(back[-1])[1]
+        x = follow_flow(prior, alpha * z, back, midpoint=True) / prior.schedule(back[-1])[1]
         x = self.blend**0.5 * x + (1 - self.blend) ** 0.5 * rng.randn_like(x)
         return State(start_descent(self._objective(problem, prior), x), z)
 

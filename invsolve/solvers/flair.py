@@ -50,13 +50,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..linalg import dot, expand_to, value_and_grad
+from ..linalg import expand_to, value_and_grad
 from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import approach_data, meet_data
+from ._data import approach_data, meet_data, misfit
 from ._start import first_guess
 
 __all__ = ["FLAIR"]
@@ -97,11 +97,8 @@ class FLAIR(Solver[State]):
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "regularizer_weight", "data_steps")
+        check_range(self, 0, math.inf, "regularizer_weight", "max_pull", "data_steps", "data_lr", "tolerance")
         check_range(self, 0, 1, "carry")
-        for name in ("max_pull", "data_lr", "tolerance"):
-            if getattr(self, name) is not None:
-                check_range(self, 0, math.inf, name)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         mu = prior.encode(first_guess(problem))
@@ -143,16 +140,12 @@ class FLAIR(Solver[State]):
                 return approach_data(mu, problem, prior, limit.sqrt(), self.data_steps)
             return meet_data(mu, problem, limit.sqrt(), self.data_steps)
 
-        def misfit(z: Tensor) -> Tensor:
-            r = problem.residual(prior.decode(z))
-            return dot(r, r)
-
-        for _ in range(self.data_steps):
-            value, g = value_and_grad(misfit, mu)
-            far = value >= limit
+        for _ in range(self.data_steps):  # on |A D(mu) - y|^2, twice the half that is differentiated
+            half, g = value_and_grad(lambda z: misfit("half_sq", problem, prior.decode(z)), mu)
+            far = 2 * half >= limit
             if not far.any():
                 break
-            mu = mu - expand_to(torch.where(far, self.data_lr * lam, 0), mu) * g
+            mu = mu - expand_to(torch.where(far, self.data_lr * lam, 0), mu) * 2 * g
         return mu
 
     def estimate(self, state: State) -> Tensor:

@@ -47,8 +47,8 @@ from ..operators.spectral import SpectralOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
-from ._resampling import Resampling, check_resampling, resample
+from ..solver import Solver, check_choice, check_range
+from ._resampling import Resampling, resample
 
 __all__ = ["MCGDiff"]
 
@@ -99,7 +99,7 @@ class MCGDiff(Solver[State]):
 
     def __post_init__(self) -> None:
         check_range(self, 0.01, 1, "eta")
-        check_resampling(self, self.resampling)
+        check_choice(self, "resampling", Resampling)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         operator, (alpha, sigma) = _spectral(problem), prior.schedule(t)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,9 +35,9 @@ from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Solver, check_choice, check_range
 from ._data import pseudo_inverse_guidance
-from ._path import isotropic_std
+from ._path import denoising_gain, isotropic_std
 from ._start import noisy_first_guess
 
 __all__ = ["OTODE"]
@@ -66,18 +66,16 @@ class OTODE(Solver[Tensor]):
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "weight")
         check_range(self, 1e-3, math.inf, "data_std")
-        if self.gamma not in get_args(Gamma):
-            raise ValueError(f"OTODE: gamma must be one of {', '.join(get_args(Gamma))}, got {self.gamma!r}.")
+        check_choice(self, "gamma", Gamma)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)
 
     def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         z0, z1, g = pseudo_inverse_guidance(prior, problem, state, t, self.data_std)
-        alpha_t, sigma_t = prior.schedule(t)
+        _, sigma_t = prior.schedule(t)
         score = self._gamma(prior, t) * g / isotropic_std(prior, t, self.data_std).square()
-        gain = torch.where(alpha_t > 0, sigma_t.square() / alpha_t, 0)  # J = 0 where alpha_t = 0
-        return prior.at(s, z0 + gain * score, z1 - sigma_t * score)
+        return prior.at(s, z0 + denoising_gain(prior, t) * score, z1 - sigma_t * score)
 
     def _gamma(self, prior: Prior, t: Tensor) -> Tensor:
         alpha, sigma = LinearFlow()(LinearFlow().time(prior.schedule.ratio(t)))

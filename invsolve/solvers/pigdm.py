@@ -27,9 +27,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ..linalg import expand_to
@@ -37,9 +36,9 @@ from ..operators.base import PinvOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Solver, check_choice, check_range
 from ._data import pseudo_inverse_guidance
-from ._path import ancestral_std, isotropic_std, transition
+from ._path import ancestral_std, denoising_gain, isotropic_std, transition
 from ._start import noisy_first_guess
 
 __all__ = ["PiGDM"]
@@ -72,8 +71,7 @@ class PiGDM(Solver[Tensor]):
         check_range(self, 0, math.inf, "weight")
         check_range(self, 0, 1, "eta")
         check_range(self, 1e-3, math.inf, "data_std")
-        if self.update not in get_args(Update):
-            raise ValueError(f"PiGDM: update must be one of {', '.join(get_args(Update))}, got {self.update!r}.")
+        check_choice(self, "update", Update)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)
@@ -85,5 +83,4 @@ class PiGDM(Solver[Tensor]):
         if self.update == "clean":
             return transition(prior, s, z0, eps, c1, rng) + self.weight * expand_to(alpha_s * alpha_t, g) * g
         score = self.weight * g / isotropic_std(prior, t, self.data_std).square()
-        gain = torch.where(alpha_t > 0, sigma_t.square() / alpha_t, 0)  # J = 0 where alpha_t = 0
-        return transition(prior, s, z0 + gain * score, eps - sigma_t * score, c1, rng)
+        return transition(prior, s, z0 + denoising_gain(prior, t) * score, eps - sigma_t * score, c1, rng)

@@ -30,13 +30,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..linalg import dot, expand_to, grad
+from ..linalg import expand_to, grad
 from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import curvature
+from ._data import curvature, misfit
 from ._start import first_guess
 
 __all__ = ["PnPFlow"]
@@ -81,16 +81,12 @@ class PnPFlow(Solver[State]):
         return State(z, rng.randn_like(z))
 
     def step(self, state: State, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
-        def misfit(z: Tensor) -> Tensor:  # |A D(z) - y|^2 / 2  (B,)
-            r = problem.residual(prior.decode(z))
-            return dot(r, r) / 2
-
         z, steepest = state
         flow_t = LinearFlow().time(prior.schedule.ratio(t))
         largest, steepest = curvature(problem, prior.decode, z, steepest, ROUNDS)
         noise = (problem.level / prior.schedule.ratio(t)).square()
         step = self.step_size * flow_t**self.alpha / (largest + noise).clamp_min(torch.finfo(z.dtype).tiny)
-        z = z - expand_to(step, z) * grad(misfit, z)
+        z = z - expand_to(step, z) * grad(lambda u: misfit("half_sq", problem, prior.decode(u)), z)
         ends = [prior.predict(prior.at(t, z, rng.randn_like(z)), t).clean for _ in range(self.averages)]
         return State(torch.stack(ends).mean(dim=0), steepest)
 

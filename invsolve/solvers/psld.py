@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ from ..operators.base import LinearOperator, PinvOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Solver, check_choice, check_range
 from ._data import explain_data
 from ._path import isotropic_std
 from ._start import noisy_first_guess
@@ -76,12 +76,9 @@ class PSLD(Solver[Tensor]):
     data_std: float = 1.0
 
     def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "gluing")
+        check_range(self, 0, math.inf, "step_size", "gluing")
         check_range(self, 1e-3, math.inf, "data_std")
-        if self.step_size is not None:
-            check_range(self, 0, math.inf, "step_size")
-        if self.back not in get_args(Back):
-            raise ValueError(f"PSLD: back must be one of {', '.join(get_args(Back))}, got {self.back!r}.")
+        check_choice(self, "back", Back)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)

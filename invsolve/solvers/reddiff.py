@@ -30,13 +30,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..linalg import dot, expand_to, grad
+from ..linalg import expand_to, grad
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Solver, check_choice, check_range
+from ._data import misfit
 from ._start import first_guess
-from ._weighting import WEIGHTINGS, check_weighting
+from ._weighting import WEIGHTINGS, Weighting
 
 __all__ = ["REDDiff"]
 
@@ -55,7 +56,7 @@ class REDDiff(Solver[State]):
     Arguments:
         lr: learning rate of Adam.
         weight: lambda, weight of the regulariser relative to the data term (means on both sides).
-        weighting: w(t) as a function of sigma/alpha: s_over_a, sqrt, square, log, trunc_linear, power2over3, const.
+        weighting: w(t) as a function of sigma/alpha.
 
     Raises:
         ValueError: an unknown weighting.
@@ -66,11 +67,11 @@ class REDDiff(Solver[State]):
 
     lr: float = 0.1
     weight: float = 0.25
-    weighting: str = "s_over_a"
+    weighting: Weighting = "s_over_a"
 
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "lr", "weight")
-        check_weighting(self.weighting)
+        check_choice(self, "weighting", Weighting)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         mu = prior.encode(first_guess(problem)).clone()
@@ -81,12 +82,8 @@ class REDDiff(Solver[State]):
         n = rng.randn_like(mu)
         eps = prior.predict(prior.at(t, mu, n), t).noise
         weight = self.weight * WEIGHTINGS[self.weighting](prior.schedule.ratio(t))
-
-        def misfit(z: Tensor) -> Tensor:  # |A D(mu) - y|^2 / 2m  (B,)
-            r = problem.residual(prior.decode(z))
-            return dot(r, r) / (2 * problem.n_data)
-
-        mu.grad = grad(misfit, mu) + expand_to(weight, mu) * (eps - n) / mu[0].numel()
+        g = grad(lambda z: misfit("half_sq", problem, prior.decode(z)), mu) / problem.n_data
+        mu.grad = g + expand_to(weight, mu) * (eps - n) / mu[0].numel()
         optimizer.step()
         return State(mu, optimizer)
 

@@ -93,10 +93,8 @@ class ReSample(Solver[State]):
     data_steps: int = 15
 
     def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "gamma", "hard_below", "pixel_above", "data_steps", "travel")
+        check_range(self, 0, math.inf, "step_size", "gamma", "hard_below", "pixel_above", "data_steps", "travel")
         check_range(self, 1, math.inf, "period")
-        if self.step_size is not None:
-            check_range(self, 0, math.inf, "step_size")
 
     def network_calls(self, steps: int) -> int:
         return steps + self.travel * ((steps - 1) // self.period)

@@ -58,11 +58,14 @@ from ..linalg import dot, expand_to, grad
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Solver, check_choice, check_range
+from ._data import misfit
 from ._start import first_guess
-from ._weighting import WEIGHTINGS, check_weighting
+from ._weighting import WEIGHTINGS, Weighting
 
 __all__ = ["RSD", "repulsion"]
+
+Start = Literal["data", "noise"]
 
 
 class State(NamedTuple):
@@ -85,7 +88,7 @@ class RSD(Solver[State]):
         lr: learning rate of Adam for z.
         lr_x: learning rate of Adam for x.
         weight: lambda, weight of the regulariser relative to the misfit (means on both sides).
-        weighting: w(t) as a function of sigma/alpha: s_over_a, sqrt, square, log, trunc_linear, power2over3, const.
+        weighting: w(t) as a function of sigma/alpha.
         coupling: rho, weight of |x - D(z)|^2 relative to the data term of x.
         gamma: repulsion; 0 is none.
         sigma_break: the particles repel each other while sigma/alpha is at least this.
@@ -105,20 +108,19 @@ class RSD(Solver[State]):
     lr: float = 0.1
     lr_x: float = 0.05
     weight: float = 0.25
-    weighting: str = "trunc_linear"
+    weighting: Weighting = "trunc_linear"
     coupling: float = 0.2
     gamma: float = 0.003
     sigma_break: float = 0.0
     features: str = "latent"
     network: str | None = None
-    start: Literal["data", "noise"] = "data"
+    start: Start = "data"
 
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "lr", "lr_x", "weight", "coupling", "gamma", "sigma_break")
-        check_weighting(self.weighting)
+        check_choice(self, "weighting", Weighting)
+        check_choice(self, "start", Start)
         check_features(self.features, self.network, "latent")
-        if self.start not in ("data", "noise"):
-            raise ValueError(f"RSD: start must be 'data' or 'noise', got {self.start!r}.")
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         x = first_guess(problem)
@@ -142,15 +144,14 @@ class RSD(Solver[State]):
         weight = self.weight * WEIGHTINGS[self.weighting](ratio)
 
         def fit_data(u: Tensor) -> Tensor:  # |A u - y|^2 / 2m  (B,)
-            r = problem.residual(u)
-            return dot(r, r) / (2 * problem.n_data)
+            return misfit("half_sq", problem, u) / problem.n_data
 
         def fit_picture(u: Tensor) -> Tensor:  # |D(u) - x|^2 / 2p  (B,)
             r = prior.decode(u) - x.detach()
             return dot(r, r) / (2 * x[0].numel())
 
-        misfit = fit_picture if split else lambda u: fit_data(prior.decode(u))
-        z.grad = grad(misfit, z) + expand_to(weight, z) * g / d
+        fit = fit_picture if split else lambda u: fit_data(prior.decode(u))
+        z.grad = grad(fit, z) + expand_to(weight, z) * g / d
         adam_z.step()
         if split:
             x.grad = grad(fit_data, x) + self.coupling * (x - prior.decode(z)) / x[0].numel()

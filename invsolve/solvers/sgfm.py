@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Solver, check_choice, check_range
 from ._source import Descent, chi_nll, descend, start_descent, transport, transport_calls
 
 __all__ = ["SGFM"]
@@ -98,8 +98,7 @@ class SGFM(Solver[Chain | Optimum]):
         check_range(self, 1, math.inf, "ode_steps", "leapfrog_steps", "evaluations")
         check_range(self, 0, math.inf, "global_moves")
         check_range(self, 0, 1, "burn_in")
-        if self.variant not in get_args(Variant):
-            raise ValueError(f"SGFM: variant must be one of {', '.join(get_args(Variant))}, got {self.variant!r}.")
+        check_choice(self, "variant", Variant)
 
     def network_calls(self, steps: int) -> int:
         per_step = self.global_moves + 1 + self.leapfrog_steps if self.variant == "hmc" else self.evaluations + 1

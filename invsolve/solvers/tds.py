@@ -43,10 +43,10 @@ from ..operators.base import LinearOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Solver, check_choice, check_range
 from ._moments import match_moments
 from ._path import ancestral_std, isotropic_std
-from ._resampling import Resampling, check_resampling, resample
+from ._resampling import Resampling, resample
 
 __all__ = ["TDS"]
 
@@ -92,7 +92,7 @@ class TDS(Solver[State]):
         check_range(self, 0.01, 1, "eta")
         check_range(self, 0, 1000, "krylov_steps")
         check_range(self, 0, 1, "resample_below")
-        check_resampling(self, self.resampling)
+        check_choice(self, "resampling", Resampling)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         y = problem.y
