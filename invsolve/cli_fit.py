@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,15 +16,15 @@ from torch import Tensor
 from .atomic import check_replaceable
 from .choices import choose_operator, operator_for, parse_noise, public_fields
 from .devices import find_device
-from .fit import StageReport, fit
+from .fit import StageReport, fit, new_card
 from .images import load_image
 from .operators import Shape
 from .priors import as_grey, load_prior
 from .problem import GaussianNoise, NoNoise
-from .record import Source, check_writable, expand_inputs
+from .record import Source, check_writable, expand_inputs, prior_sha256
 from .rng import ImageRng, derive_seed
 from .sample import measure, sample_pictures
-from .solvers._fitted import load_fitted
+from .solvers._fitted import Card, load_fitted
 from .spec import format_spec
 from .stages import FitSettings
 from .times import make_times
@@ -80,21 +82,23 @@ def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: Fi
     rows = ImageRng(derive_seed(settings.seed, "pair", j) for j in range(options.pairs))
     if options.prior is None:
         sources = expand_inputs(inputs, out)
-        source = f"{options.pairs} crops of {len(sources)} pictures"
-        prior, latent_shape = None, shape
+        source = f"{options.pairs} crops of {len(sources)} pictures ({_hash(sources)})"
+        prior = None
     else:
         sources = []
         prior = load_prior(options.prior).to(device)
         prior = as_grey(prior) if options.grey and prior.channels == 3 else prior
         prior = prior.sized((shape[0], canvas, canvas))
-        latent_shape = prior.latent_shape(shape)
-        source = f"{options.pairs} samples of {Path(options.prior).name}, {options.prior_steps} steps"
+        weights = prior_sha256(options.prior)
+        named = Path(options.prior).name + (f" ({weights[:12]})" if weights else "")
+        source = f"{options.pairs} samples of {named}, {options.prior_steps} steps"
         if canvas > options.size:
             source += f", cut from {canvas} x {canvas}"
             if prior.has_decoder:
                 raise ValueError("--canvas cuts pictures, not latents; leave it out for a latent prior.")
+    latents = prior if prior is not None and prior.has_decoder else None
     if out.exists() and not options.overwrite:
-        _check_same(out, text, str(noise), source, settings)
+        _check_same(out, new_card(operator, noise, settings, source=source, name=text, prior=latents))
         console.print(f"skipped {out}: fitted already")
         return
 
@@ -118,22 +122,38 @@ def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: Fi
         settings,
         source=source,
         name=text,
-        latent_shape=latent_shape,
+        prior=latents,
         device=device,
         report=report,
     )
     console.print(f"fitted {text} -> {out}; use it with --solver \"mmdflow(folder='{out}')\"")
 
 
-def _check_same(out: Path, operator: str, noise: str, source: str, settings: FitSettings) -> None:
+def _check_same(out: Path, wanted: Card) -> None:
     """Refuse to take the place of another fit."""
     card = load_fitted(out).card
-    same = (card.operator, card.noise, card.prior) == (operator, noise, source)
-    if not same or card.about.get("settings") != json.loads(json.dumps(asdict(settings))):
+    if _without_software(card) != _without_software(wanted):
         raise ValueError(
-            f"{out} holds a flow that was fitted with other options, for {card.operator} with {card.noise} on "
-            f"{card.prior}; choose another folder with -o, or replace it with --overwrite."
+            f"{out} holds a flow that was fitted with other options, for {card.operator} on pictures "
+            f"{tuple(card.image_shape)} with {card.noise} on {card.prior}; choose another folder with -o, or replace "
+            "it with --overwrite."
         )
+
+
+def _without_software(card: Card) -> Any:
+    """The card as JSON holds it, but for the versions it was written by."""
+    content = json.loads(json.dumps(asdict(card)))
+    content["about"].pop("software", None)
+    return content
+
+
+def _hash(sources: Sequence[Source]) -> str:
+    """Of what is in the files."""
+    digest = hashlib.sha256()
+    for source in sources:
+        with source.path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
 
 
 def _crops(sources: Sequence[Source], shape: Shape, rng: ImageRng, max_pixels: int) -> Tensor:

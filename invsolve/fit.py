@@ -36,6 +36,7 @@ Every stage is written when it is done, and a fit that was stopped goes on from 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -47,21 +48,24 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .atomic import atomic_write, check_replaceable
 from .operators import Operator, Shape
+from .priors.base import Prior
 from .problem import Noise, Problem
 from .rng import ImageRng, derive_seed
-from .solvers._fitted import Card, FittedFlow, condition, new_flow, operator_text
+from .solvers._fitted import Card, FittedFlow, condition, new_flow, operator_text, probe
 from .solvers._networks import NetworkKind
 from .stages import CHUNK, FitSettings, carry, learn_flow, learn_score, normal_numbers, prepare_score
 
-__all__ = ["FitSettings", "StageReport", "fit", "state_folder"]
+__all__ = ["FitSettings", "StageReport", "fit", "new_card", "state_folder"]
 
 SMALL = 256  # latent entries up to which "auto" takes experts
 DEFAULT_WIDTH = {"experts": 128, "unet": 32}
+DIVERGED = 10.0  # times the size of pictures and cloud: no stage has to carry anything that far
 ABOUT, PAIRS, PROGRESS = "card.json", "pairs.safetensors", "progress.safetensors"
 
 
@@ -105,7 +109,7 @@ def fit(
     *,
     source: str,
     name: str = "",
-    latent_shape: Shape | None = None,
+    prior: Prior | None = None,
     device: str | torch.device = "cpu",
     report: Callable[[StageReport], None] = lambda _: None,
 ) -> FittedFlow:
@@ -119,7 +123,7 @@ def fit(
         settings: how.
         source: where the pictures come from, for the card.
         name: the operator's text for the card; by default its name and fields.
-        latent_shape: of z; by default that of the pictures.
+        prior: whose latents z are; None where they are pictures.
         device: where to compute.
         report: called after every stage.
 
@@ -132,9 +136,8 @@ def fit(
         FileExistsError: the folder exists and is not an earlier fit.
     """
     check_replaceable(folder)
-    latent_shape = operator.image_shape if latent_shape is None else latent_shape
-    card = _card(operator, noise, name or operator_text(operator), source, latent_shape, settings)
-    flow = new_flow(card, operator, derive_seed(settings.seed, "weights")).to(device)
+    card = new_card(operator, noise, settings, source=source, name=name, prior=prior)
+    flow = new_flow(card, operator, derive_seed(settings.seed, "weights"), prior).to(device)
     condition(Problem(operator, noise, flow.probe[None]))  # refuses what cannot be shown to a network
     work, text = state_folder(folder), json.dumps(asdict(card), indent=2) + "\n"
     _check_state(work, text)
@@ -142,7 +145,7 @@ def fit(
         z, y = draw()
         atomic_write(work / ABOUT, text.encode())
         atomic_write(work / PAIRS, save({"z": z.contiguous(), "y": y.contiguous()}))
-    stored = load_file(work / PAIRS)
+    stored = _load(work / PAIRS)
     z, y = (stored[key].to(device, torch.float32) for key in "zy")
     pairs = Pairs(z, y, torch.cat([condition(Problem(operator, noise, part)) for part in y.split(CHUNK)]))
     coarse = _averaged(z, card.levels[0])
@@ -150,7 +153,7 @@ def fit(
     flow.spread.copy_(coarse.var(dim=0).mean().sqrt())
     x, done = torch.empty(0), 0
     if (work / PROGRESS).exists():
-        kept = load_file(work / PROGRESS)
+        kept = _load(work / PROGRESS)
         x, done = kept.pop("x").to(device), int(kept.pop("done"))
         flow.load_state_dict(kept)
     for k in range(done, len(flow.stages)):
@@ -163,10 +166,20 @@ def fit(
     return flow.requires_grad_(False).eval()
 
 
-def _card(operator: Operator, noise: Noise, name: str, source: str, latent_shape: Shape, settings: FitSettings) -> Card:
+def new_card(
+    operator: Operator,
+    noise: Noise,
+    settings: FitSettings,
+    *,
+    source: str,
+    name: str = "",
+    prior: Prior | None = None,
+) -> Card:
+    """What `fit` writes beside the flow; fits of equal cards, but for the versions of software, are the same fit."""
+    latent_shape = operator.image_shape if prior is None else prior.latent_shape(operator.image_shape)
     kind = _network(settings, latent_shape)
     return Card(
-        operator=name,
+        operator=name or operator_text(operator),
         noise=str(noise),
         prior=source,
         image_shape=operator.image_shape,
@@ -176,6 +189,7 @@ def _card(operator: Operator, noise: Noise, name: str, source: str, latent_shape
         network=kind,
         width=settings.width or DEFAULT_WIDTH[kind],
         level_noise=settings.level_noise,
+        content=hashlib.sha256(probe(operator).cpu().numpy().tobytes()).hexdigest(),
         about={
             "settings": asdict(settings),
             "software": {"invsolve": version("invsolve"), "torch": torch.__version__},
@@ -211,9 +225,10 @@ def _fit_stage(flow: FittedFlow, k: int, x: Tensor, pairs: Pairs, settings: FitS
         learn_flow(network, x, c, wanted, settings, rng)
     parts = zip(*(rows.split(CHUNK) for rows in (x, c, flow.choice(k, x, numbers))), strict=True)
     moved = torch.cat([network(*part) for part in parts])
-    if not moved.isfinite().all():
-        raise ValueError("The fit diverged; lower --lr or --step-size, or take more --slices.")
     missed = None if wanted is None else _rms(wanted - moved)
+    far = DIVERGED * (_rms(x) + _rms(target))
+    if not (_rms(moved) <= far and (missed is None or missed <= far)):
+        raise ValueError("The fit diverged; lower --lr or --step-size, or take more --slices.")
     return x - moved, StageReport(k + 1, len(flow.stages), _rms(moved), missed)
 
 
@@ -228,6 +243,14 @@ def _check_state(work: Path, text: str) -> None:
             )
     elif work.exists() and (not work.is_dir() or any(work.iterdir())):
         raise FileExistsError(f"{work} exists and is not the state of a fit; choose another folder with -o.")
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """Tensors of an unfinished fit."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError):
+        raise ValueError(f"{path} is damaged; remove the folder {path.parent}, and the fit starts anew.") from None
 
 
 def _network(settings: FitSettings, latent_shape: Shape) -> NetworkKind:

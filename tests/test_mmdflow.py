@@ -1,5 +1,6 @@
 """The conditional MMD flow: its gradient, its particles on closed forms, and flows that are fitted, stored and used."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -16,8 +17,9 @@ from invsolve.cli import app
 from invsolve.fit import FitSettings, fit, state_folder
 from invsolve.images import save_png
 from invsolve.mmd import Cloud, advance, discrepancy, frames, natural_step, patches, slicing_constant, slope
-from invsolve.operators import Matrix
+from invsolve.operators import Inpaint, Matrix
 from invsolve.priors import GaussianMixture, GaussianPrior, PowerLaw
+from invsolve.priors.decoder import LinearDecoder
 from invsolve.rng import ImageRng, derive_seed
 from invsolve.sample import measure, sample_prior
 from invsolve.solvers import MMDFlow
@@ -554,12 +556,94 @@ def test_fit_on_pictures(tmp_path, monkeypatch):
     run = command(*FIT, *SHORT, "pictures", "--grey", "-o", "flow")
     assert run.exit_code == 0, run.output
     card = json.loads(Path("flow/card.json").read_text())
-    assert card["prior"] == "40 crops of 3 pictures"
+    assert card["prior"].startswith("40 crops of 3 pictures (")
     assert card["image_shape"] == [1, 8, 8]
     small = command(*FIT, *SHORT, "pictures", "--size", "12", "-o", "other")
     assert small.exit_code == 2
     assert "less than a crop of 12 x 12" in small.stderr
     assert not Path("other.state").exists()
+
+
+@pytest.mark.parametrize("change", ["size", "grey", "mask", "pictures", "prior"])
+def test_another_fit_is_never_taken_for_the_one_that_is_there(tmp_path, monkeypatch, change):
+    """Neither the finished one nor one that was stopped, although the words typed may be the same."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"a": -0.5, "b": 0.5}.items():
+        save_png(torch.full((1, 12, 12), value), f"{name}/p.png")
+        hole = torch.full((1, 8, 8), -1.0)
+        hole[0, 4 * (name == "b") :][:4] = 1.0
+        save_png(hole, f"{name}/masks/m.png")
+    base, first, second = {
+        "size": (FIT, ["--prior", "gaussian"], ["--prior", "gaussian", "--size", "16"]),
+        "grey": (FIT, ["--prior", "gaussian"], ["--prior", "gaussian", "--grey"]),
+        "mask": (
+            ["fit", *FIT[3:]],
+            ["--prior", "gaussian", "--mask", "a/masks/m.png"],
+            ["--prior", "gaussian", "--mask", "b/masks/m.png"],
+        ),
+        "pictures": (FIT, ["a/p.png"], ["b/p.png"]),
+        "prior": (FIT, ["--prior", "gaussian"], ["a/p.png"]),
+    }[change]
+    words = [*base, *SHORT, "-o", "flow"]
+    assert command(*words, *first).exit_code == 0
+    again = command(*words, *second)
+    assert (again.exit_code, "other options" in again.stderr) == (2, True)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("invsolve.fit._fit_stage", stop)
+        command(*words[:-1], "stopped", *first)
+    assert Path("stopped.state").is_dir()
+    resumed = command(*words[:-1], "stopped", *second)
+    assert (resumed.exit_code, "other options" in resumed.stderr) == (2, True)
+
+
+def test_a_damaged_state_is_one_sentence(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("invsolve.fit._fit_stage", stop)
+        quick_fit(tmp_path / "flow")
+    path = state_folder(tmp_path / "flow") / "pairs.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="is damaged; remove the folder"):
+        quick_fit(tmp_path / "flow")
+
+
+def test_a_fit_that_runs_away_is_not_published(tmp_path):
+    with pytest.raises(ValueError, match="diverged"):
+        quick_fit(tmp_path / "flow", dataclasses.replace(QUICK, lr=1e9))
+    assert not (tmp_path / "flow").exists()
+
+
+def test_one_hidden_pixel_more_is_another_operator(tmp_path):
+    mask = torch.ones(1, 8, 8)
+    mask[:, :2] = 0
+    rows, operator = ImageRng(range(60)), Inpaint(SHAPE, observed=mask.clone())
+    z = sample_prior(PRIOR, SHAPE, rows)
+    flow = fit(lambda: (z, measure(z, operator, NOISE, rows)), operator, NOISE, tmp_path / "flow", QUICK, source="few")
+    flow.check(Problem(operator, NOISE, torch.zeros(1, *SHAPE)), PRIOR)
+    mask[0, 5, 5] = 0
+    with pytest.raises(ValueError, match="was fitted for"):
+        flow.check(Problem(Inpaint(SHAPE, observed=mask.clone()), NOISE, torch.zeros(1, *SHAPE)), PRIOR)
+
+
+def test_a_flow_of_latents_knows_its_decoder(tmp_path):
+    operator, rows = build_operator("downsample", SHAPE, factor=2), ImageRng(range(60))
+    right, wrong = (
+        LinearDecoder(PRIOR, torch.linalg.qr(randn(64, 64, seed=k))[0].float(), SHAPE, SHAPE) for k in (0, 1)
+    )
+    z = sample_prior(PRIOR, SHAPE, rows)
+    y = measure(right.decode(z), operator, NOISE, rows)
+    flow = fit(lambda: (z, y), operator, NOISE, tmp_path / "flow", QUICK, source="few", prior=right)
+    problem = Problem(operator, NOISE, y[:1])
+    flow.check(problem, right)
+    for other in (wrong, PRIOR):
+        with pytest.raises(ValueError, match="another decoder"):
+            load_fitted(tmp_path / "flow").check(problem, other)
 
 
 BAD = {

@@ -25,10 +25,10 @@ from ..spec import format_spec
 from ._networks import NetworkKind, StageNetwork
 from ._start import first_guess
 
-__all__ = ["Card", "FittedFlow", "condition", "load_fitted", "new_flow", "operator_text"]
+__all__ = ["Card", "FittedFlow", "condition", "load_fitted", "new_flow", "operator_text", "probe"]
 
 CARD, WEIGHTS = "card.json", "flow.safetensors"
-FORMAT = 2  # one more with every change of the networks
+FORMAT = 3  # one more with every change of the networks
 SAME = 1e-3  # mean relative difference on the probe up to which two operators count as one: rounding is far below
 
 Draw = Callable[[tuple[int, ...]], Tensor]  # normal numbers (B, *shape) for the shape of one row
@@ -49,6 +49,7 @@ class Card:
         network: "experts" or "unet".
         width: of the U-Nets, or of what gives the shares of experts that are not drawn.
         level_noise: standard deviation of what is added where a level doubles the resolution.
+        content: a hash of what the operator does, which its text may not tell: a mask is a file name there.
         format: of the networks; flows of other versions are refused.
         about: settings, software and whatever else is to be remembered.
     """
@@ -63,6 +64,7 @@ class Card:
     network: NetworkKind
     width: int
     level_noise: float = 0.0
+    content: str = ""
     format: int = FORMAT
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -76,18 +78,21 @@ class FittedFlow(nn.Module):
     Arguments:
         card: what it is for; the networks are new until `load_state_dict`.
         data_shape: of one measurement.
+        decoded_shape: of what the prior's decoder makes of one latent; empty for flows of pixels.
     """
 
     mean: Tensor
     spread: Tensor
     probe: Tensor
+    decoded: Tensor
 
-    def __init__(self, card: Card, data_shape: tuple[int, ...]) -> None:
+    def __init__(self, card: Card, data_shape: tuple[int, ...], decoded_shape: tuple[int, ...] = (0,)) -> None:
         super().__init__()
         self.card = card
         self.register_buffer("mean", torch.zeros(card.levels[0]))
         self.register_buffer("spread", torch.ones(()))
         self.register_buffer("probe", torch.zeros(data_shape))
+        self.register_buffer("decoded", torch.zeros(decoded_shape))
         self.stages = nn.ModuleList(
             StageNetwork(
                 card.network,
@@ -137,19 +142,22 @@ class FittedFlow(nn.Module):
         operator, card = problem.operator, self.card
         same = tuple(card.image_shape) == operator.image_shape and tuple(self.probe.shape) == operator.data_shape
         if same:
-            difference = probe(operator).to(self.probe) - self.probe
-            same = bool(difference.abs().mean() <= SAME * self.probe.abs().mean())
+            seen = probe(operator).to(self.probe)
+            same = _alike(seen, self.probe)
+            if operator.data_mask is not None:  # one pixel more or less is little in the mean
+                same = same and torch.equal(seen == 0, self.probe == 0)
         if not (same and card.noise == str(problem.noise)):
             raise ValueError(
                 f"This flow was fitted for {card.operator} on pictures {tuple(card.image_shape)} with {card.noise}, "
                 f"and the problem has {operator_text(operator)} on {operator.image_shape} with {problem.noise}; fit "
                 "another one with `invsolve fit`, or choose another solver."
             )
-        latent = tuple(prior.latent_shape(operator.image_shape))
-        if latent != tuple(card.levels[-1]):
+        latent = prior.latent_shape(operator.image_shape)
+        decoded = decoder_probe(prior, latent).to(self.decoded)
+        if tuple(latent) != tuple(card.levels[-1]) or not _alike(decoded, self.decoded):
             raise ValueError(
-                f"This flow makes latents {tuple(card.levels[-1])} of the prior {card.prior}, and the given prior has "
-                f"latents {latent}; use the prior it was fitted with."
+                f"This flow makes latents {tuple(card.levels[-1])} of {card.prior}, and the given prior has latents "
+                f"{latent} or another decoder; use the prior it was fitted with."
             )
 
     def save(self, folder: Path) -> None:
@@ -184,7 +192,7 @@ def _load(folder: str, _changed: int) -> FittedFlow:
         card = TypeAdapter(Card).validate_python(content)
         tensors = load_file(Path(folder) / WEIGHTS)
         with torch.random.fork_rng(devices=[]):  # the weights drawn first are not wanted
-            flow = FittedFlow(card, tuple(tensors["probe"].shape))
+            flow = FittedFlow(card, tuple(tensors["probe"].shape), tuple(tensors["decoded"].shape))
         flow.load_state_dict(tensors)
     except (ValidationError, ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -194,12 +202,21 @@ def _load(folder: str, _changed: int) -> FittedFlow:
     return flow.requires_grad_(False).eval()
 
 
-def new_flow(card: Card, operator: Operator, seed: int) -> FittedFlow:
-    """A flow for this operator whose networks are yet to be trained; the seed is that of their first weights."""
+def new_flow(card: Card, operator: Operator, seed: int, prior: Prior | None = None) -> FittedFlow:
+    """A flow for this operator whose networks are yet to be trained.
+
+    Arguments:
+        card: what it is for.
+        operator: A.
+        seed: of the first weights of the networks.
+        prior: whose latents it makes, where they are not pictures.
+    """
+    decoded = torch.zeros(0) if prior is None else decoder_probe(prior, card.levels[-1])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        flow = FittedFlow(card, operator.data_shape)
+        flow = FittedFlow(card, operator.data_shape, tuple(decoded.shape))
     flow.probe.copy_(probe(operator))
+    flow.decoded.copy_(decoded)
     return flow
 
 
@@ -215,6 +232,19 @@ def probe(operator: Operator) -> Tensor:
     device = next((buffer.device for buffer in operator.buffers()), torch.device("cpu"))
     x = ImageRng([0]).randn(operator.image_shape, dtype=torch.float32)
     return operator((x / 3).clamp(-1, 1).to(device))[0]
+
+
+def decoder_probe(prior: Prior, latent_shape: Shape) -> Tensor:
+    """What the decoder of a prior makes of one fixed latent (C, H, W); empty if there is none."""
+    if not prior.has_decoder:
+        return torch.zeros(0)
+    device = next((tensor.device for tensor in (*prior.parameters(), *prior.buffers())), torch.device("cpu"))
+    return prior.decode(ImageRng([0]).randn(latent_shape, dtype=torch.float32).to(device))[0]
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two probes are equal but for rounding."""
+    return a.shape == b.shape and bool((a - b).abs().sum() <= SAME * b.abs().sum())
 
 
 def condition(problem: Problem) -> Tensor:
