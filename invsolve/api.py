@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,13 +217,14 @@ def estimate_sigma(y: Tensor) -> float:
 
 
 def _gaussian(sigma: object) -> Noise:
-    if not isinstance(sigma, int | float):
+    if not isinstance(sigma, Real) or isinstance(sigma, bool):
         raise ValueError(f'sigma must be a number in [-1, 1] units, "auto" or a Noise object, got {sigma!r}.')
+    sigma = float(sigma)
     if not math.isfinite(sigma):
         raise ValueError(f"sigma must be a finite number in [-1, 1] units, got {sigma}.")
     if sigma < 0:
         raise ValueError(f"sigma must not be negative, got {sigma}; use 0 for a noiseless measurement.")
-    return GaussianNoise(float(sigma)) if sigma > 0 else NoNoise()
+    return GaussianNoise(sigma) if sigma > 0 else NoNoise()
 
 
 def _joined(problems: Sequence[Problem], results: Sequence[Result], record: dict[str, Any]) -> Result:

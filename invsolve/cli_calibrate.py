@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import __version__
@@ -51,6 +53,8 @@ def calibrate_prior(
         raise ValueError(
             f"-o {path} is not a calibration file; name one ending in {' or '.join(CALIBRATION_SUFFIXES)}."
         )
+    if path.exists() and not _is_calibration(path):
+        raise FileExistsError(f"{path} exists and is not a calibration; choose another file with -o.")
     sources = expand_inputs(inputs, path)
     check_writable(path.parent)
     model = load_prior(prior, DTYPES[dtype]).to(place)
@@ -70,6 +74,17 @@ def calibrate_prior(
         f"calibrated {Path(prior).name} on {len(sources)} pictures -> {path} (velocity error {error[0]:.3f} at t = 1, "
         f"least {error[least]:.3f} at t = {1 - least / (len(error) - 1):.2f}, {error[-1]:.3f} at t = 0)"
     )
+
+
+def _is_calibration(path: Path) -> bool:
+    """Whether a file was written by this command, and may be replaced by it."""
+    try:
+        if path.suffix == ".json":
+            return "velocity_error" in json.loads(path.read_text())
+        with safe_open(path, framework="pt") as file:
+            return "velocity_error" in file.keys()  # noqa: SIM118 it is no dictionary
+    except (OSError, ValueError, TypeError, SafetensorError):
+        return False
 
 
 def _default_path(prior: str) -> Path:

@@ -19,6 +19,7 @@ Features = Callable[[Tensor], Tensor]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pictures in [0, 1]; what the DINO networks were trained with
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LPIPS_SIDE = 31  # pixels: below, the last layers of AlexNet have nothing left to see
 DINO_CLASSES = {  # model_type of config.json -> class in transformers: a closed list, no code is taken from a model
     "vit": "ViTModel",
     "dinov2": "Dinov2Model",
@@ -37,7 +38,7 @@ def load_features(name: str, network: str | None = None) -> Features:
 
     Raises:
         ValueError: an unknown name, or a network that is missing, superfluous or not a vision transformer.
-        RuntimeError: the weights are not at hand.
+        FileNotFoundError: the weights are not at hand.
     """
     check_features(name, network)
     return FEATURES[name](network)
@@ -69,6 +70,11 @@ def _lpips(_network: str | None) -> Features:
     network = copy.deepcopy(lpips_network())  # this one moves to the device of the pictures
 
     def features(x: Tensor) -> Tensor:
+        if min(x.shape[-2:]) < LPIPS_SIDE:
+            raise ValueError(
+                f"features='lpips' needs pictures of at least {LPIPS_SIDE} x {LPIPS_SIDE} pixels, got "
+                f"{x.shape[-1]} x {x.shape[-2]}; choose other features, for example 'latent'."
+            )
         trunk: Any = network.to(x.device)
         parts = []
         for layer, head in zip(trunk.net(trunk.scaling_layer(_colour(x))), trunk.lins, strict=True):
@@ -109,7 +115,7 @@ def _vision_transformer(source: str) -> Any:
             )
         network: nn.Module = getattr(transformers, DINO_CLASSES[kind]).from_pretrained(source, dtype=torch.float32)
     except OSError as error:
-        raise RuntimeError(
+        raise FileNotFoundError(
             f"The network {source!r} is neither a folder with config.json and weights nor a model that could be "
             "downloaded; give a folder written by save_pretrained, or choose other features, for example 'latent'."
         ) from error

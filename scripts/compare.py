@@ -243,7 +243,7 @@ def main() -> None:
     if not args.timing:
         try:
             metrics.lpips_network()
-        except RuntimeError as reason:  # now, not after the first row
+        except FileNotFoundError as reason:  # now, not after the first row
             raise SystemExit(str(reason)) from None
     keep_memory()
     recipe = override(Recipe.model_validate(yaml.safe_load(args.recipe.read_text())), args)

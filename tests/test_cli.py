@@ -272,6 +272,18 @@ def test_python_and_command_line_agree() -> None:
     assert package.Result.load("result").record == result.record
 
 
+def test_numbers_of_numpy_are_numbers_and_booleans_are_none() -> None:
+    options: dict[str, Any] = {"operator": "identity", "prior": "gaussian", "steps": 2}
+    y = torch.zeros(3, 16, 16)
+    ours = package.restore(y, sigma=0.5, seed=3, **options)
+    theirs = package.restore(y, sigma=np.float32(0.5), seed=np.int64(3), **options)
+    assert torch.equal(ours.samples, theirs.samples)
+    with pytest.raises(ValueError, match="sigma must be a number"):
+        package.restore(y, sigma=True, **options)
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        package.restore(y, seed=True, **options)
+
+
 @pytest.mark.parametrize("name", [name for name, kind in SOLVERS.items() if not kind.needs_fit])
 def test_the_record_names_operator_and_solver_so_that_they_can_be_built_again(name: str) -> None:
     solver, options = build_solver(name), {"operator": "blur(sigma=1.0)", "prior": "gaussian", "sigma": 0.1}

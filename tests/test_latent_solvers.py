@@ -640,14 +640,19 @@ def test_calibrate_command(tmp_path, monkeypatch):
         (["in", "--prior", "gaussian", "-o", "c.json", "--size", "0"], "--size must be at least 1"),
         (["in", "--prior", "gaussian", "-o", "c.json", "--dtype", "int8"], "Unknown dtype"),
         (["in", "--prior", "nature", "-o", "c.json"], "Unknown prior"),
+        (["in", "--prior", "gaussian", "-o", "notes.json"], "notes.json exists and is not a calibration"),
+        (["in", "--prior", "gaussian", "-o", "folder.json"], "folder.json exists and is not a calibration"),
     ],
 )
 def test_calibrate_command_refuses_in_one_sentence(tmp_path, monkeypatch, words, sentence):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     save_png(torch.zeros(3, 8, 8), tmp_path / "in" / "a.png")
+    (tmp_path / "notes.json").write_text('{"my": "notes"}')
+    (tmp_path / "folder.json").mkdir()
     result = CliRunner().invoke(app, ["calibrate", *words])
     assert result.exit_code == 2
+    assert (tmp_path / "notes.json").read_text() == '{"my": "notes"}'
     assert sentence in result.stderr
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1

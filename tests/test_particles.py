@@ -5,6 +5,7 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import lpips as package
 import numpy as np
 import pytest
 import torch
@@ -333,7 +334,7 @@ def test_bad_fields_give_the_sentence(tmp_path):
         ("rsd(features='dyno')", "Unknown features 'dyno'; choose one of latent, pixels, lpips, dino"),
         ("rsd(features='dino')", "need a network"),
         ("rsd(network='somewhere')", "they alone"),
-        ("rsd(weighting='linear')", "Unknown weighting"),
+        ("rsd(weighting='linear')", "weighting of solver rsd must be"),
         ("rsd(gamma=-1)", "gamma must be"),
         ("mcgdiff(eta=0)", "eta must be"),
         ("tds(data_std=0)", "data_std must be"),
@@ -346,7 +347,7 @@ def test_bad_fields_give_the_sentence(tmp_path):
         MCGDiff(resampling="none")
     with pytest.raises(ValueError, match="Unknown features 'latent'"):
         load_features("latent")
-    with pytest.raises(RuntimeError, match="neither a folder"):
+    with pytest.raises(FileNotFoundError, match="neither a folder"):
         load_features("dino", str(tmp_path / "nothing"))
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
@@ -671,3 +672,36 @@ def test_mcgdiff_agrees_with_stored_results(name, steps, eta):
 def test_mcgdiff_is_near_exact_samples():
     data, _ = stored("d8_dy4")
     assert distances("d8_dy4", 100, MCGDiff()).mean() < 3 * data["sw1_100"][:, 0].mean()
+
+
+def test_a_lost_particle_does_not_take_the_others_with_it():
+    z = randn(6, *SHAPE, seed=3)
+    lost = z.clone()
+    lost[1] = torch.nan
+    push = repulsion(lost, lambda u: u.flatten(1), 3)
+    torch.testing.assert_close(push[[0, 2]], repulsion(z[[0, 2]], lambda u: u.flatten(1), 2))
+    torch.testing.assert_close(push[3:], repulsion(z, lambda u: u.flatten(1), 3)[3:])
+
+
+def test_close_particles_repel_each_other_alike_in_both_precisions():
+    z = torch.zeros(2, *SHAPE, dtype=torch.float64)
+    z[1, 0, 0, 0] = 1e-5
+    double, single = (repulsion(u, lambda v: v.flatten(1), 2) for u in (z, z.float()))
+    torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("features", ["lpips", "dino, network='nowhere'"])
+def test_features_that_cannot_be_had_are_refused_before_the_prior_runs(features, monkeypatch):
+    class Silent(GaussianPrior):
+        def predict(self, z, t):
+            raise AssertionError
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(
+        "invsolve.features.lpips_network", lambda: package.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    )
+    load_features.cache_clear()
+    solver = build_solver(f"rsd(features={features})")
+    with pytest.raises((ValueError, FileNotFoundError), match=r"at least 31 x 31|neither a folder"):
+        solve(toy(), Silent(PowerLaw()), solver, samples=2, steps=1)
+    load_features.cache_clear()

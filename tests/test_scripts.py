@@ -94,7 +94,7 @@ def test_comparisons_of_two_sizes_in_one_folder_keep_their_pictures(scripts, ran
 
 def test_a_comparison_without_lpips_stops_before_it_runs(scripts, monkeypatch, tmp_path):
     def missing():
-        raise RuntimeError("LPIPS needs the AlexNet weights.")
+        raise FileNotFoundError("LPIPS needs the AlexNet weights.")
 
     monkeypatch.setattr(metrics, "lpips_network", missing)
     with pytest.raises(SystemExit, match="AlexNet"):

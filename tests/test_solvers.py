@@ -1,7 +1,9 @@
 """Solvers over the public table: reproducible, batch-independent, right on closed forms, and equal to their boxes."""
 
 import dataclasses
+import math
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,11 +22,12 @@ from invsolve import (
     simulate,
     solve,
 )
-from invsolve.operators import OPERATORS, SpectralOperator
+from invsolve.operators import OPERATORS, Operator, SpectralOperator
 from invsolve.priors import DiscreteVP, Endpoints, Full, GaussianPrior, PowerLaw, Rescheduled
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
 from invsolve.rng import ImageRng
+from invsolve.solvers._weighting import Weighting
 from invsolve.times import TIMES, make_times
 
 SHAPE = (3, 8, 8)
@@ -219,6 +222,54 @@ def test_nonfinite_rows_are_reported_and_the_others_go_on():
     assert not result.ok
     torch.testing.assert_close(result.samples[0], two_steps("diffpir", problem, n=4).samples[0])
     assert result.samples[1].isnan().any()
+
+
+@pytest.mark.parametrize("grid", ["uniform", "shifted", "flowdps"])  # from pure noise on a flow
+@pytest.mark.parametrize("weighting", get_args(Weighting))
+@pytest.mark.parametrize("name", ["reddiff", "rsd"])
+def test_weightings_that_grow_without_bound_start_at_pure_noise(name, weighting, grid):
+    solver = build_solver(f"{name}(weighting={weighting})")
+    result = solve(toy(), PRIOR, solver, make_times(grid, 4, PRIOR.schedule), samples=2)
+    assert result.ok
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "daps(inner=exact)",
+        "psld(back=adjoint)",
+        "flowdps(step_size=1, data_term=adjoint_norm)",
+        "flowchef(step_size=1, data_term=adjoint_norm)",
+        "tds(krylov_steps=2)",
+    ],
+)
+def test_what_an_operator_lacks_is_said_before_the_network_runs(spec):
+    class Silent(GaussianPrior):
+        def predict(self, z, t):
+            raise AssertionError
+
+    with pytest.raises(TypeError, match="JPEG"):
+        two_steps(spec, toy("jpeg"), Silent(PowerLaw()))
+
+
+def test_an_operator_with_complex_data_is_refused():
+    class Fourier(Operator):
+        def forward(self, x):
+            return torch.fft.fft2(x)
+
+    with pytest.raises(TypeError, match=r"returns complex numbers; .*view_as_real"):
+        Fourier(SHAPE)(torch.zeros(1, *SHAPE))
+
+
+@pytest.mark.parametrize("spec", ["dps(step_size=inf)", "rsd(gamma=inf)"])
+def test_infinite_hyperparameters_are_refused(spec):
+    name, field = spec[:-5].split("(")
+    with pytest.raises(ValueError, match="must be at least 0, got inf"):
+        SOLVERS[name](**{field: math.inf})
+
+
+def test_a_single_step_of_the_vp_grid_is_from_noise():
+    assert float(PRIOR.schedule.ratio(make_times("vp", 1, PRIOR.schedule)[0])) > 100
 
 
 def test_exploding_step_is_a_status_not_a_picture():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..linalg import dot, expand_to, grad, norm
-from ..operators.base import LinearOperator, PinvOperator
+from ..operators.base import LinearOperator, Operator, PinvOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..solver import Solver, check_choice, check_range
@@ -22,6 +22,7 @@ __all__ = [
     "DIFFERENCE",
     "DataTerm",
     "approach_data",
+    "check_data_term",
     "check_step",
     "curvature",
     "explain_data",
@@ -61,6 +62,7 @@ def misfit(data_term: DataTerm, problem: Problem, x: Tensor) -> Tensor:
     Raises:
         TypeError: the operator lacks the pseudo-inverse or adjoint that the name asks for.
     """
+    check_data_term(data_term, problem.operator)
     if data_term == "nll":
         return problem.nll(x)
     r = problem.residual(x)
@@ -68,15 +70,24 @@ def misfit(data_term: DataTerm, problem: Problem, x: Tensor) -> Tensor:
         return dot(r, r) / 2
     if data_term == "norm":
         return norm(r)
-    operator = problem.operator
-    if data_term == "pinv_norm" and isinstance(operator, PinvOperator):
+    operator: Any = problem.operator
+    if data_term == "pinv_norm":
         return norm(operator.pinv(problem.y + r) - operator.pinv(problem.y))
-    if data_term == "adjoint_norm" and isinstance(operator, LinearOperator):
-        return norm(operator.adjoint(r))
-    raise TypeError(
-        f"data_term {data_term!r} needs a pseudo-inverse or adjoint, which {type(operator).__name__} lacks; "
-        "use 'half_sq' or 'norm'."
-    )
+    return norm(operator.adjoint(r))
+
+
+def check_data_term(data_term: DataTerm, operator: Operator) -> None:
+    """Refuse a data term that asks for a pseudo-inverse or adjoint which the operator lacks.
+
+    Raises:
+        TypeError: it does.
+    """
+    needed = {"pinv_norm": PinvOperator, "adjoint_norm": LinearOperator}.get(data_term, Operator)
+    if not isinstance(operator, needed):
+        raise TypeError(
+            f"data_term {data_term!r} needs a pseudo-inverse or adjoint, which {type(operator).__name__} lacks; "
+            "use 'half_sq' or 'norm'."
+        )
 
 
 def meet_data(x: Tensor, problem: Problem, radius: Tensor, steps: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["WEIGHTINGS", "Weighting"]
+__all__ = ["WEIGHTINGS", "Weighting", "weigh"]
 
 Weighting = Literal["s_over_a", "sqrt", "square", "log", "trunc_linear", "power2over3", "const"]
 WEIGHTINGS: dict[Weighting, Callable[[Tensor], Tensor]] = {  # of r = sigma/alpha, for score distillation
@@ -20,3 +20,8 @@ WEIGHTINGS: dict[Weighting, Callable[[Tensor], Tensor]] = {  # of r = sigma/alph
     "power2over3": lambda r: r ** (2 / 3),
     "const": torch.ones_like,
 }
+
+
+def weigh(weighting: Weighting, ratio: Tensor) -> Tensor:
+    """w(t) at r = sigma/alpha; 0 where alpha is 0, since z_t shows nothing of the mean there."""
+    return torch.where(ratio.isfinite(), WEIGHTINGS[weighting](ratio), 0)

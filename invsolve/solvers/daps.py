@@ -21,6 +21,7 @@
 | langevin_steps | 100 | 100 | 30 |
 | sigma_y | beta_y | 0.01 for a noise of 0.05 | the noise level |
 | ode_steps | 5 | 5 | 2 |
+| start | noise | noise | the first guess that y gives, with the noise of the path |
 | grid | sigma 100 to 0.1, rho 7, 200 steps | the same | `restoration`, 50 steps |
 
 The two kinds draw from the same Gaussian, Langevin's chain up to a share step_size / 4 of the variance along y, and it
@@ -98,6 +99,11 @@ class DAPS(Solver[State]):
         return steps * self.ode_steps
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
+        if self.inner == "exact" and not isinstance(problem.operator, LinearOperator):
+            raise TypeError(
+                f"DAPS: inner='exact' needs a linear operator, and {type(problem.operator).__name__} is not one; use "
+                "inner='langevin'."
+            )
         z = noisy_first_guess(t, problem, prior, rng)
         return State(z, rng.randn_like(z))
 
@@ -135,11 +141,6 @@ class DAPS(Solver[State]):
         self, z0: Tensor, steepest: Tensor, r: Tensor, problem: Problem, prior: Prior, rng: ImageRng
     ) -> tuple[Tensor, Tensor]:
         """The same draw by one proximal step between perturbed data and a perturbed clean end."""
-        if not isinstance(problem.operator, LinearOperator):
-            raise TypeError(
-                f"DAPS: inner='exact' needs a linear operator, and {type(problem.operator).__name__} is not one; use "
-                "inner='langevin'."
-            )
         z = z0 + r * rng.randn_like(z0)
         y = problem.y + expand_to(problem.std, problem.y) * rng.randn_like(problem.y)
         return proximal_step(z, problem, (problem.level / r).square(), prior, y), steepest

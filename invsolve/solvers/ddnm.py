@@ -23,6 +23,7 @@ noise as in the null space, slightly more than needed, since how much of it came
 | eta | 0.85 | 0.85 | 0.85 |
 | steps | 100 | 100 | 50 |
 | grid | even steps | even steps | `from_data` |
+| start | noise | noise | the first guess that y gives, with the noise of the path |
 | time travel | for large holes | 1 | none |
 """
 

@@ -13,6 +13,7 @@
 | eta | 1 (DDPM, learned variance) | 1 | 0 to 1 | 1 |
 | temperature | 1 | 1 | 1 | 1 |
 | clip | – | yes | yes | no |
+| start | noise | noise | – | the first guess that y gives, with the noise of the path |
 | grid | 1000 even steps | 1000 | 100 | `restoration` |
 
 The published step belongs to variance-preserving latents with 1000 steps: on any other path the update is scaled by

@@ -42,7 +42,7 @@ from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import DataTerm, approach_data, check_step, misfit
+from ._data import DataTerm, approach_data, check_data_term, check_step, misfit
 from ._start import noisy_first_guess
 
 __all__ = ["FlowDPS"]
@@ -75,6 +75,7 @@ class FlowDPS(Solver[Tensor]):
         check_step(self, self.step_size, self.data_term)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
+        check_data_term(self.data_term, problem.operator)
         return noisy_first_guess(t, problem, prior, rng)
 
     def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:

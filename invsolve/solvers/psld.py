@@ -81,6 +81,8 @@ class PSLD(Solver[Tensor]):
         check_choice(self, "back", Back)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
+        if self.back == "adjoint" and not isinstance(problem.operator, LinearOperator):
+            raise TypeError(f"PSLD: {type(problem.operator).__name__} has no adjoint; use back='pinv'.")
         return noisy_first_guess(t, problem, prior, rng)
 
     def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
@@ -107,10 +109,7 @@ class PSLD(Solver[Tensor]):
 
     def _picture(self, problem: Problem, data: Tensor) -> Tensor:
         """G applied to data (B, *data_shape)."""
-        operator = problem.operator
         if self.back == "adjoint":
-            if not isinstance(operator, LinearOperator):
-                raise TypeError(f"PSLD: {type(operator).__name__} has no adjoint; use back='pinv'.")
-            return operator.adjoint(data)
-        assert isinstance(operator, PinvOperator)
-        return operator.pinv(data)
+            return problem.linear.adjoint(data)
+        assert isinstance(problem.operator, PinvOperator)
+        return problem.operator.pinv(data)

@@ -37,7 +37,7 @@ from ..rng import ImageRng
 from ..solver import Solver, check_choice, check_range
 from ._data import misfit
 from ._start import first_guess
-from ._weighting import WEIGHTINGS, Weighting
+from ._weighting import Weighting, weigh
 
 __all__ = ["REDDiff"]
 
@@ -81,8 +81,8 @@ class REDDiff(Solver[State]):
         mu, optimizer = state
         n = rng.randn_like(mu)
         eps = prior.predict(prior.at(t, mu, n), t).noise
-        weight = self.weight * WEIGHTINGS[self.weighting](prior.schedule.ratio(t))
-        g = grad(lambda z: misfit("half_sq", problem, prior.decode(z)), mu) / problem.n_data
+        weight = self.weight * weigh(self.weighting, prior.schedule.ratio(t))
+        g = grad(lambda z: misfit("half_sq", problem, prior.decode(z)) / problem.n_data, mu)
         mu.grad = g + expand_to(weight, mu) * (eps - n) / mu[0].numel()
         optimizer.step()
         return State(mu, optimizer)

@@ -29,6 +29,7 @@ paper's v = gamma (1 - abar_s) / (1 - abar_t) (1 - abar_t / abar_s), w = v / (v 
 | pixel_above | until the last third | the same: 1.45 | 1.45 |
 | argmin | to a tolerance tau | AdamW, 2000 or 500 (latents) steps, to 1e-6 per value | below |
 | clean end | posterior mean | (1 - abar) eps for sqrt(1 - abar) eps in it | posterior mean |
+| start | noise | noise | the first guess that y gives, with the noise of the path |
 | grid | 500 DDIM steps | 500 | `restoration`, 50 |
 
 Over pictures and for a linear operator the argmin is the nearest picture with misfit R, in one exact step; otherwise

@@ -61,11 +61,12 @@ from ..rng import ImageRng
 from ..solver import Solver, check_choice, check_range
 from ._data import misfit
 from ._start import first_guess
-from ._weighting import WEIGHTINGS, Weighting
+from ._weighting import Weighting, weigh
 
 __all__ = ["RSD", "repulsion"]
 
 Start = Literal["data", "noise"]
+SMALLEST = torch.finfo(torch.float32).eps ** 0.5  # h: particles in one place do not enlarge rounding errors
 
 
 class State(NamedTuple):
@@ -123,6 +124,8 @@ class RSD(Solver[State]):
         check_features(self.features, self.network, "latent")
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
+        if self.gamma and problem.particles > 1:  # a network that is not there must not wait for the prior's
+            self._feature_map(prior)(prior.encode(first_guess(problem))[:1])
         x = first_guess(problem)
         z = prior.encode(x).clone()
         split = prior.has_decoder if self.split is None else self.split
@@ -141,7 +144,7 @@ class RSD(Solver[State]):
         if self.gamma and ratio >= self.sigma_break:
             push = repulsion(z, self._feature_map(prior), problem.particles)
             g = g - expand_to(self.gamma * d * sigma_t / torch.hypot(alpha_t, sigma_t), z) * push
-        weight = self.weight * WEIGHTINGS[self.weighting](ratio)
+        weight = self.weight * weigh(self.weighting, ratio)
 
         def fit_data(u: Tensor) -> Tensor:  # |A u - y|^2 / 2m  (B,)
             return misfit("half_sq", problem, u) / problem.n_data
@@ -179,6 +182,14 @@ def repulsion(z: Tensor, features: Callable[[Tensor], Tensor], particles: int) -
     """
     if particles == 1:
         return torch.zeros_like(z)
+    good = z.flatten(1).isfinite().all(dim=1)
+    if not good.all():  # one that was lost does not take the others with it
+        pushes = torch.zeros_like(z)
+        for rows in torch.arange(len(z), device=z.device).split(particles):
+            left = rows[good[rows]]
+            if len(left):
+                pushes[left] = repulsion(z[left], features, len(left))
+        return pushes
     with torch.enable_grad():
         leaf = z.detach().requires_grad_(True)
         f = features(leaf)
@@ -186,8 +197,7 @@ def repulsion(z: Tensor, features: Callable[[Tensor], Tensor], particles: int) -
         groups = groups - groups.mean(dim=1, keepdim=True)  # keeps the digits of particles that are close together
         d2 = torch.cdist(groups, groups, compute_mode="donot_use_mm_for_euclid_dist").square()  # (G, N, N)
         median = d2.kthvalue(particles // 2 + 1, dim=-1, keepdim=True).values  # (G, N, 1); one of them is itself
-        floor = torch.finfo(f.dtype).eps ** 0.5  # particles in one place do not blow each other's rounding errors up
-        h = (median / math.log(particles)).clamp_min(floor)
+        h = (median / math.log(particles)).clamp_min(SMALLEST)
         k = d2.div_(-h).exp_()
         k.diagonal(dim1=1, dim2=2).zero_()
         pull = 2 * k / k.sum(dim=-1, keepdim=True) / h
