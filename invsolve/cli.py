@@ -26,12 +26,13 @@ from .cli_fit import FitOptions, fit_flow
 from .cli_prior import about_card, convert_prior, describe_card, pull_prior
 from .cli_restore import Options, restore_files
 from .images import MAX_PIXELS
-from .operators import OPERATORS
+from .operators import OPERATORS, Operator
 from .priors import BUNDLED, PRIORS, Mode, find_card, load_cards
 from .priors.adm import ADM_MODELS
 from .priors.dit import DIT_MODELS
 from .progress import StepBar
 from .sample import STEPS as PRIOR_STEPS
+from .solver import Solver
 from .solvers import SOLVERS
 from .spec import spec_fields
 from .stages import FitSettings
@@ -278,6 +279,7 @@ def validate_command(
     solver: Annotated[
         list[str] | None, typer.Option(help="NAME or 'NAME(field=value, ...)', repeatable.  Default: all.")
     ] = None,
+    without: Annotated[list[str] | None, typer.Option(help="NAME of a solver to leave out, repeatable.")] = None,
     setting: Annotated[list[str] | None, typer.Option(help="Of the suite, such as dy=4, repeatable.")] = None,
     problems: Annotated[int | None, typer.Option(help="Per setting; by default those of a full run.")] = None,
     first: Annotated[int, typer.Option(help="Number of the first problem; 1000 and up are for tuning.")] = 0,
@@ -303,6 +305,7 @@ def validate_command(
 
     options = ValidateOptions(
         solvers=solver or (),
+        without=without or (),
         settings=setting or (),
         problems=problems,
         first=first,
@@ -514,6 +517,18 @@ def info_command(name: Annotated[str, typer.Argument(help="Of an operator, prior
         console.print("\nFields:" if spec_fields(entry) else "\nNo fields.")
         for field in spec_fields(entry):
             console.print(f"  {field}{' (required)' if field.required else ''}")
+        if kind == "solvers":
+            console.print(f"\n{_claims(SOLVERS[name])}")
+
+
+def _claims(solver: type[Solver[Any]]) -> str:
+    """What a solver needs, what its samples are, and what it does by default."""
+    needs = "any operator" if solver.requires is Operator else f"a {solver.requires.__name__}"
+    follows = "follow the posterior" if solver.samples_posterior else "need not follow the posterior"
+    together = "; the samples of one picture see each other" if solver.interacting else ""
+    return (
+        f"Takes {needs}.  Its samples {follows}{together}.  By default {solver.steps} steps of the grid {solver.times}."
+    )
 
 
 def _paragraphs(entry: Callable[..., Any]) -> list[str]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .record import check_writable
-from .solvers import build_solver
+from .solvers import SOLVERS, build_solver
 from .times import TIMES
 from .validate import (
     CURVE,
@@ -40,6 +40,7 @@ class ValidateOptions:
     """What the command line asks for; None is the default of the suite."""
 
     solvers: Sequence[str] = ()
+    without: Sequence[str] = ()
     settings: Sequence[str] = ()
     problems: int | None = None
     first: int = 0
@@ -95,9 +96,13 @@ def validate_samplers(
         raise ValueError(
             f"--calibrate draws its own truths for one operator; --{unused} does nothing there, leave it out."
         )
+    for name in options.without:
+        if options.solvers or name not in SOLVERS:
+            reason = "--solver names what to run" if options.solvers else f"solvers are {', '.join(SOLVERS)}"
+            raise ValueError(f"--without {name} leaves nothing out: {reason}.")
     rows = default_rows(
         chosen,
-        options.solvers,
+        [name for name in SOLVERS if name not in options.without] if options.without else options.solvers,
         calls=options.calls,
         steps=options.steps,
         times=options.times,

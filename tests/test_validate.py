@@ -656,6 +656,15 @@ def test_command_draws_curves_and_calibrates(tmp_path, monkeypatch):
     assert "ddnm" in (tmp_path / "calibration.md").read_text()
 
 
+def test_command_leaves_solvers_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("invsolve.cli_validate.SOLVERS", {name: SOLVERS[name] for name in ("dps", "ddnm", "ddrm")})
+    words = ("gmm25-8", "--setting", "dy=4", "--problems", "1", "--samples", "10", "--calls", "2")
+    run = validate(*words, "--without", "ddrm", "-o", str(tmp_path))
+    assert run.exit_code == 0, run.output
+    rows = [json.loads(line)["row"] for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [row.split("(")[0] for row in rows] == [EXACT, PRIOR, "dps", "ddnm"]
+
+
 def test_command_lists_the_suites():
     run = validate()
     assert run.exit_code == 0
@@ -672,6 +681,8 @@ def test_command_lists_the_suites():
         (["gmm25-8", "--problems", "0"], "--problems must be at least 1"),
         (["gmm25-8", "--samples", "0"], "--samples must be at least 1"),
         (["gmm25-8", "--samples", "1", "--problems", "1"], "samples at least 2"),
+        (["gmm25-8", "--without", "dpss"], "--without dpss leaves nothing out: solvers are flowdps,"),
+        (["gmm25-8", "--without", "dps", "--solver", "ddnm"], "--without dps leaves nothing out: --solver names"),
         (["gmm25-8", "--first", "-1"], "--first must be at least 0"),
         (["gmm25-8", "--simulations", "30"], "--simulations is the number of truths of --calibrate"),
         (["gmm25-8", "--calibrate", "--curve"], "--curve does nothing there"),
