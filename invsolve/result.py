@@ -103,7 +103,7 @@ class Result:
             for b, row in enumerate(self.status):
                 for s, status in enumerate(row):
                     if status is Status.ok:
-                        save_png(self.samples[b, s], work / f"{b:04d}_sample{s:02d}.png")
+                        save_png(self.samples[b, s], work / f"{b:04d}_sample{s + 1:02d}.png")
                 if any(status is Status.ok for status in row):
                     save_png(mean[b], work / f"{b:04d}_mean.png")
                     save_png(spread_picture(std[b]), work / f"{b:04d}_std.png")

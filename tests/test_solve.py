@@ -77,7 +77,7 @@ def test_result_statistics_and_round_trip(tmp_path):
     assert again.status == result.status
     assert again.stats == result.stats
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"0000_sample00.png", "0001_mean.png", "0001_std.png", "result.json"} <= names
+    assert {"0000_sample01.png", "0001_mean.png", "0001_std.png", "result.json"} <= names
     assert np.asarray(Image.open(tmp_path / "out" / "0000_mean.png")).shape == (8, 8, 3)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("keep")
@@ -97,8 +97,8 @@ def test_a_failed_sample_is_left_out_of_the_statistics_and_of_the_folder(tmp_pat
     torch.testing.assert_close(result.mean, torch.full((1, 1, 2, 2), 0.25))
     torch.testing.assert_close(result.std, torch.full((1, 1, 2, 2), 0.5**0.5 / 2))
     result.save(tmp_path / "out")
-    assert not (tmp_path / "out" / "0000_sample01.png").exists()
-    assert (tmp_path / "out" / "0000_sample02.png").exists()
+    assert not (tmp_path / "out" / "0000_sample02.png").exists()
+    assert (tmp_path / "out" / "0000_sample03.png").exists()
 
 
 def test_chi2_counts_what_was_measured():

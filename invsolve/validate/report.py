@@ -246,7 +246,8 @@ def _row(suite: Suite, group: list[Measured], floor: list[Measured] | None, inte
         cells.append(_number(float(values.mean()), _interval(values) if intervals else None))
     ratio = ""
     if floor is not None:
-        ratio = f"{_mean(group, 'sw1') / _mean(floor, 'sw1'):.1f}"
+        times = _mean(group, "sw1") / _mean(floor, "sw1")
+        ratio = "-" if math.isnan(times) else f"{times:.1f}"
     calls = sum(record.calls for record in group) / len(group)
     seconds = sum(record.seconds for record in group) / len(group)
     failed = sum(record.failed for record in group)
