@@ -65,7 +65,7 @@ __all__ = ["FitSettings", "StageReport", "fit", "new_card", "state_folder"]
 
 SMALL = 256  # latent entries up to which "auto" takes experts
 DEFAULT_WIDTH = {"experts": 128, "unet": 32}
-DIVERGED = 10.0  # times the size of pictures and cloud: no stage has to carry anything that far
+DIVERGED = 10.0  # times the size of pictures and cloud (and 1): no stage has to carry anything that far
 ABOUT, PAIRS, PROGRESS = "card.json", "pairs.safetensors", "progress.safetensors"
 
 
@@ -226,7 +226,7 @@ def _fit_stage(flow: FittedFlow, k: int, x: Tensor, pairs: Pairs, settings: FitS
     parts = zip(*(rows.split(CHUNK) for rows in (x, c, flow.choice(k, x, numbers))), strict=True)
     moved = torch.cat([network(*part) for part in parts])
     missed = None if wanted is None else _rms(wanted - moved)
-    far = DIVERGED * (_rms(x) + _rms(target))
+    far = DIVERGED * (1 + _rms(x) + _rms(target))
     if not (_rms(moved) <= far and (missed is None or missed <= far)):
         raise ValueError("The fit diverged; lower --lr or --step-size, or take more --slices.")
     return x - moved, StageReport(k + 1, len(flow.stages), _rms(moved), missed)

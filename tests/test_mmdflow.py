@@ -430,11 +430,12 @@ def test_the_score_finds_two_modes(tmp_path):
 
 
 @pytest.mark.parametrize("noise", [NOISE, NoNoise()])
-@pytest.mark.parametrize("kind", ["constant", "repeated", "two"])
+@pytest.mark.parametrize("kind", ["constant", "grey", "repeated", "two"])
 def test_pictures_that_hardly_vary_can_be_fitted(tmp_path, kind, noise):
     operator = build_operator("downsample", SHAPE, factor=2)
     pictures = {
         "constant": torch.full((60, *SHAPE), 0.3),
+        "grey": torch.zeros(60, *SHAPE),
         "repeated": sample_prior(PRIOR, SHAPE, ImageRng([0])).repeat(60, 1, 1, 1),
         "two": sample_prior(PRIOR, SHAPE, ImageRng([0, 1])),
     }

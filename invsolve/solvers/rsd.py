@@ -124,10 +124,10 @@ class RSD(Solver[State]):
         check_features(self.features, self.network, "latent")
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
-        if self.gamma and problem.particles > 1:  # a network that is not there must not wait for the prior's
-            self._feature_map(prior)(prior.encode(first_guess(problem))[:1])
         x = first_guess(problem)
         z = prior.encode(x).clone()
+        if self.gamma and problem.particles > 1 and self.features != "latent":
+            self._feature_map(prior)(z[:1])  # what is missing must not wait for the prior's network
         split = prior.has_decoder if self.split is None else self.split
         if self.start == "noise":
             z, x = rng.randn_like(z), rng.randn_like(x)
