@@ -54,7 +54,7 @@ def calibrate_prior(
             f"-o {path} is not a calibration file; name one ending in {' or '.join(CALIBRATION_SUFFIXES)}."
         )
     if path.exists() and not _is_calibration(path):
-        raise FileExistsError(f"{path} exists and is not a calibration; choose another file with -o.")
+        raise FileExistsError(f"{path} exists and is not a calibration; choose another file with -o, or remove it.")
     sources = expand_inputs(inputs, path)
     check_writable(path.parent)
     model = load_prior(prior, DTYPES[dtype]).to(place)

@@ -18,13 +18,13 @@ from .choices import choose_operator, operator_for, parse_noise, public_fields
 from .devices import find_device
 from .fit import StageReport, fit, new_card
 from .images import load_image
-from .operators import Shape
+from .operators import Operator, Shape
 from .priors import as_grey, load_prior
 from .problem import GaussianNoise, NoNoise
 from .record import Source, check_writable, expand_inputs, prior_sha256
 from .rng import ImageRng, derive_seed
 from .sample import measure, sample_pictures
-from .solvers._fitted import Card, load_fitted
+from .solvers._fitted import Card, does_the_same, load_fitted
 from .spec import format_spec
 from .stages import FitSettings
 from .times import make_times
@@ -98,7 +98,7 @@ def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: Fi
                 raise ValueError("--canvas cuts pictures, not latents; leave it out for a latent prior.")
     latents = prior if prior is not None and prior.has_decoder else None
     if out.exists() and not options.overwrite:
-        _check_same(out, new_card(operator, noise, settings, source=source, name=text, prior=latents))
+        _check_same(out, operator, new_card(operator, noise, settings, source=source, name=text, prior=latents))
         console.print(f"skipped {out}: fitted already")
         return
 
@@ -129,10 +129,11 @@ def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: Fi
     console.print(f"fitted {text} -> {out}; use it with --solver \"mmdflow(folder='{out}')\"")
 
 
-def _check_same(out: Path, wanted: Card) -> None:
+def _check_same(out: Path, operator: Operator, wanted: Card) -> None:
     """Refuse to take the place of another fit."""
-    card = load_fitted(out).card
-    if _without_software(card) != _without_software(wanted):
+    flow = load_fitted(out)
+    card = flow.card
+    if _without_software(card) != _without_software(wanted) or not does_the_same(operator, flow.probe):
         raise ValueError(
             f"{out} holds a flow that was fitted with other options, for {card.operator} on pictures "
             f"{tuple(card.image_shape)} with {card.noise} on {card.prior}; choose another folder with -o, or replace "

@@ -36,7 +36,6 @@ Every stage is written when it is done, and a fit that was stopped goes on from 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -57,7 +56,7 @@ from .operators import Operator, Shape
 from .priors.base import Prior
 from .problem import Noise, Problem
 from .rng import ImageRng, derive_seed
-from .solvers._fitted import Card, FittedFlow, condition, new_flow, operator_text, probe
+from .solvers._fitted import Card, FittedFlow, condition, does_the_same, new_flow, operator_text
 from .solvers._networks import NetworkKind
 from .stages import CHUNK, FitSettings, carry, learn_flow, learn_score, normal_numbers, prepare_score
 
@@ -144,8 +143,10 @@ def fit(
     if not (work / PAIRS).exists():
         z, y = draw()
         atomic_write(work / ABOUT, text.encode())
-        atomic_write(work / PAIRS, save({"z": z.contiguous(), "y": y.contiguous()}))
+        atomic_write(work / PAIRS, save({"z": z.contiguous(), "y": y.contiguous(), "probe": flow.probe.cpu()}))
     stored = _load(work / PAIRS)
+    if not does_the_same(operator, stored["probe"]):
+        raise _another_fit(work)
     z, y = (stored[key].to(device, torch.float32) for key in "zy")
     pairs = Pairs(z, y, torch.cat([condition(Problem(operator, noise, part)) for part in y.split(CHUNK)]))
     coarse = _averaged(z, card.levels[0])
@@ -175,7 +176,7 @@ def new_card(
     name: str = "",
     prior: Prior | None = None,
 ) -> Card:
-    """What `fit` writes beside the flow; fits of equal cards, but for the versions of software, are the same fit."""
+    """What `fit` writes beside the flow; what does not depend on software tells fits apart."""
     latent_shape = operator.image_shape if prior is None else prior.latent_shape(operator.image_shape)
     kind = _network(settings, latent_shape)
     return Card(
@@ -189,7 +190,6 @@ def new_card(
         network=kind,
         width=settings.width or DEFAULT_WIDTH[kind],
         level_noise=settings.level_noise,
-        content=hashlib.sha256(probe(operator).cpu().numpy().tobytes()).hexdigest(),
         about={
             "settings": asdict(settings),
             "software": {"invsolve": version("invsolve"), "torch": torch.__version__},
@@ -237,12 +237,16 @@ def _check_state(work: Path, text: str) -> None:
     path = work / ABOUT
     if path.is_file():
         if path.read_text() != text:
-            raise ValueError(
-                f"{work} holds an unfinished fit with other options; repeat its options (see {ABOUT}) to finish it, "
-                "or remove that folder."
-            )
+            raise _another_fit(work)
     elif work.exists() and (not work.is_dir() or any(work.iterdir())):
         raise FileExistsError(f"{work} exists and is not the state of a fit; choose another folder with -o.")
+
+
+def _another_fit(work: Path) -> ValueError:
+    return ValueError(
+        f"{work} holds an unfinished fit with other options; repeat its options (see {ABOUT}) to finish it, or remove "
+        "that folder."
+    )
 
 
 def _load(path: Path) -> dict[str, Tensor]:

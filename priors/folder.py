@@ -195,7 +195,9 @@ def _read_calibration(folder: Path) -> Tensor | None:
         if error.ndim != 1 or len(error) < 2 or not (error.isfinite() & (error >= 0)).all():
             raise ValueError("it must hold two or more numbers that are not negative")
     except Exception as problem:  # safetensors has an error class of its own, and all mean the same
-        raise ValueError(f"{path.name} in {folder} is damaged ({problem}); run invsolve calibrate again.") from problem
+        raise ValueError(
+            f"{path.name} in {folder} is damaged ({problem}); remove it and run invsolve calibrate again."
+        ) from problem
     return error
 
 

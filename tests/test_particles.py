@@ -690,18 +690,17 @@ def test_close_particles_repel_each_other_alike_in_both_precisions():
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-8)
 
 
-@pytest.mark.parametrize("features", ["lpips", "dino, network='nowhere'"])
-def test_features_that_cannot_be_had_are_refused_before_the_prior_runs(features, monkeypatch):
+@pytest.mark.parametrize(("name", "sentence"), [("lpips", "at least 31 x 31 pixels"), ("dino", "neither a folder")])
+def test_features_that_cannot_be_had_are_refused_before_the_prior_runs(name, sentence, monkeypatch, tmp_path):
     class Silent(GaussianPrior):
         def predict(self, z, t):
             raise AssertionError
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(
         "invsolve.features.lpips_network", lambda: package.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
     )
     load_features.cache_clear()
-    solver = build_solver(f"rsd(features={features})")
-    with pytest.raises((ValueError, FileNotFoundError), match=r"at least 31 x 31|neither a folder"):
+    solver = RSD(features=name, network=str(tmp_path / "nothing") if name == "dino" else None)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         solve(toy(), Silent(PowerLaw()), solver, samples=2, steps=1)
     load_features.cache_clear()

@@ -82,11 +82,7 @@ def test_a_comparison_leaves_rows_pictures_and_a_table(scripts, random_lpips, mo
 
 def test_comparisons_of_two_sizes_in_one_folder_keep_their_pictures(scripts, random_lpips, monkeypatch, tmp_path):
     arguments = ["--out", tmp_path, "--images", 1, "--tasks", "deblurring", "--solver", "wiener", "--size"]
-    for size in (
-        64,
-        32,
-        64,
-    ):  # the third run has nothing to do, and draws the contact sheet of the first one's pictures
+    for size in (64, 32, 64):  # the third run only draws the contact sheet again
         run(monkeypatch, "compare", *arguments, size)
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [load_image(tmp_path / row["picture"]).shape[-1] for row in rows] == [64, 32]

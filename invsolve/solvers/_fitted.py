@@ -25,7 +25,7 @@ from ..spec import format_spec
 from ._networks import NetworkKind, StageNetwork
 from ._start import first_guess
 
-__all__ = ["Card", "FittedFlow", "condition", "load_fitted", "new_flow", "operator_text", "probe"]
+__all__ = ["Card", "FittedFlow", "condition", "does_the_same", "load_fitted", "new_flow", "operator_text"]
 
 CARD, WEIGHTS = "card.json", "flow.safetensors"
 FORMAT = 3  # one more with every change of the networks
@@ -49,7 +49,6 @@ class Card:
         network: "experts" or "unet".
         width: of the U-Nets, or of what gives the shares of experts that are not drawn.
         level_noise: standard deviation of what is added where a level doubles the resolution.
-        content: a hash of what the operator does, which its text may not tell: a mask is a file name there.
         format: of the networks; flows of other versions are refused.
         about: settings, software and whatever else is to be remembered.
     """
@@ -64,7 +63,6 @@ class Card:
     network: NetworkKind
     width: int
     level_noise: float = 0.0
-    content: str = ""
     format: int = FORMAT
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -141,12 +139,7 @@ class FittedFlow(nn.Module):
         """
         operator, card = problem.operator, self.card
         same = tuple(card.image_shape) == operator.image_shape and tuple(self.probe.shape) == operator.data_shape
-        if same:
-            seen = probe(operator).to(self.probe)
-            same = _alike(seen, self.probe)
-            if operator.data_mask is not None:  # one pixel more or less is little in the mean
-                same = same and torch.equal(seen == 0, self.probe == 0)
-        if not (same and card.noise == str(problem.noise)):
+        if not (same and does_the_same(operator, self.probe) and card.noise == str(problem.noise)):
             raise ValueError(
                 f"This flow was fitted for {card.operator} on pictures {tuple(card.image_shape)} with {card.noise}, "
                 f"and the problem has {operator_text(operator)} on {operator.image_shape} with {problem.noise}; fit "
@@ -232,6 +225,13 @@ def probe(operator: Operator) -> Tensor:
     device = next((buffer.device for buffer in operator.buffers()), torch.device("cpu"))
     x = ImageRng([0]).randn(operator.image_shape, dtype=torch.float32)
     return operator((x / 3).clamp(-1, 1).to(device))[0]
+
+
+def does_the_same(operator: Operator, stored: Tensor) -> bool:
+    """Whether the operator makes of the probe what is stored: its text may not tell, a mask is a file name there."""
+    seen = probe(operator).to(stored)
+    masks_differ = operator.data_mask is not None and not torch.equal(seen == 0, stored == 0)
+    return _alike(seen, stored) and not masks_differ  # one pixel more or less is little in the mean
 
 
 def decoder_probe(prior: Prior, latent_shape: Shape) -> Tensor:
