@@ -1,16 +1,17 @@
-"""What the options of the command line stand for (operator, noise model, mask, device), and its error sentences."""
+"""What the options of the command line stand for (operator, noise model, mask, prior), and its error sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from PIL import Image
 
 from .images import load_image, load_mask
 from .operators import OPERATORS, Inpaint, Operator, Shape, build_operator
+from .priors import Mode, Prior, Prompts, load_cards, load_prior
 from .problem import GaussianNoise, Noise, NoNoise, PoissonNoise
 from .record import Source
 from .spec import parse_sigma, parse_spec, split_spec
@@ -18,11 +19,15 @@ from .spec import parse_sigma, parse_spec, split_spec
 __all__ = [
     "DTYPES",
     "NOISES",
+    "PriorOptions",
+    "check_at_least",
+    "choose_dtype",
     "choose_operator",
     "fields_for",
     "is_expected",
     "is_file",
     "one_line",
+    "open_prior",
     "operator_for",
     "parse_noise",
     "public_fields",
@@ -72,6 +77,78 @@ def _out_of_memory(error: Exception) -> bool:
     """Torch has an error of its own for accelerators only."""
     on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def check_at_least(least: int, **counts: int | None) -> None:
+    """Refuse options that count something and are below `least`; those that were not given are None.
+
+    Raises:
+        ValueError: one is too small.
+    """
+    for name, count in counts.items():
+        if count is not None and count < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {count}.")
+
+
+class PriorOptions(Protocol):
+    """The options of a command that say which prior it runs with, and how."""
+
+    @property
+    def prior(self) -> str: ...
+    @property
+    def negative_prompt(self) -> str | None: ...
+    @property
+    def guidance(self) -> float | None: ...
+    @property
+    def memory(self) -> str: ...
+    @property
+    def offline(self) -> bool: ...
+    @property
+    def cache_dir(self) -> Path | None: ...
+    @property
+    def dtype(self) -> str | None: ...
+
+
+def choose_dtype(options: PriorOptions, device: torch.device) -> str:
+    """A name of DTYPES: what was asked for, else bfloat16 for hub priors on an accelerator, else float32.
+
+    Raises:
+        ValueError: the dtype, or the memory mode, is unknown, or no prior is named.
+    """
+    if not options.prior:
+        raise ValueError("--prior is empty; name a prior of `invsolve list priors`, or a folder.")
+    if options.memory not in get_args(Mode):
+        raise ValueError(f"Unknown memory mode {options.memory!r}; choose one of {', '.join(get_args(Mode))}.")
+    large = options.prior in load_cards() and device.type != "cpu"
+    dtype = options.dtype or ("bfloat16" if large else "float32")
+    if dtype not in DTYPES:
+        raise ValueError(f"Unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
+    return dtype
+
+
+def open_prior(options: PriorOptions, texts: Sequence[str] | None, device: torch.device) -> Prior:
+    """The prior, asked with the prompts `texts`; where nothing is said of prompts, with what its card says.
+
+    Raises:
+        ValueError: a prior that cannot be had, or a prompt that it does not take.
+    """
+    prompts = None
+    if texts is not None or options.negative_prompt is not None or options.guidance is not None:
+        prompts = Prompts(
+            texts=("",) if texts is None else tuple(dict.fromkeys(texts)),
+            negative=options.negative_prompt or "",
+            scale=options.guidance,
+            device=device,
+        )
+    return load_prior(
+        options.prior,
+        DTYPES[choose_dtype(options, device)],
+        prompts=prompts,
+        memory=options.memory,
+        device=device,
+        offline=options.offline,
+        cache_dir=options.cache_dir,
+    )
 
 
 def choose_operator(spec: str | None, mask: Path | None, kernel: Path | None) -> tuple[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from . import __version__
 from .allocator import keep_memory
 from .choices import DTYPES, NOISES, is_expected, one_line, sentence
-from .cli_calibrate import calibrate_prior
+from .cli_calibrate import CalibrateOptions, calibrate_prior
 from .cli_degrade import degrade_files
 from .cli_fit import FitOptions, fit_flow
 from .cli_prior import about_card, convert_prior, describe_card, pull_prior
@@ -116,6 +116,24 @@ CacheOption = Annotated[
     Path | None,
     typer.Option(parser=_path, metavar="PATH", help="Folder of downloaded priors; by default that of huggingface_hub."),
 ]
+PriorOption = Annotated[str, typer.Option(help="A name, or the folder of a diffusers model.")]
+PromptOption = Annotated[str | None, typer.Option(help="What the pictures show, or a class; of priors that take it.")]
+NegativeOption = Annotated[str | None, typer.Option(help="What they do not show; needs --guidance.")]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(help="How closely the prompt is followed: 1 (twice as fast) is the prompt alone, 2 to 7 more."),
+]
+MemoryOption = Annotated[
+    str, typer.Option(help=f"Of folders and hub priors: {', '.join(get_args(Mode))}; see docs/hub-priors.md.")
+]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Take hub priors from the cache only.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or xpu, with a number such as cuda:1.")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Of the network: {', '.join(DTYPES)}.  Default: float32, of hub priors on an accelerator bfloat16."
+    ),
+]
 PixelsOption = Annotated[int, typer.Option(min=1, help="Refuse pictures with more pixels than this.")]
 
 
@@ -140,36 +158,24 @@ def restore_command(
             "else ddnm."
         ),
     ] = None,
-    prior: Annotated[str, typer.Option(help="A name, or the folder of a diffusers model.")] = "natural",
-    prompt: Annotated[
-        str | None, typer.Option(help="What the pictures show, or a class; of priors that take it.")
-    ] = None,
+    prior: PriorOption = "natural",
+    prompt: PromptOption = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
             parser=_path, metavar="PATH", help="A file with a line 'NAME: PROMPT' per picture, or a folder of NAME.txt."
         ),
     ] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What they do not show; needs --guidance.")] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="How closely the prompt is followed: 1 (twice as fast) is the prompt alone, 2 to 7 more."),
-    ] = None,
-    memory: Annotated[
-        str, typer.Option(help=f"Of folders and hub priors: {', '.join(get_args(Mode))}; see docs/hub-priors.md.")
-    ] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Take hub priors from the cache only.")] = False,
+    negative_prompt: NegativeOption = None,
+    guidance: GuidanceOption = None,
+    memory: MemoryOption = "auto",
+    offline: OfflineOption = False,
     cache_dir: CacheOption = None,
     samples: Annotated[int, typer.Option(help="Posterior samples; several also give their mean and spread.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Time steps; by default those of the solver.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or xpu, with a number such as cuda:1.")] = "auto",
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Of the network: {', '.join(DTYPES)}.  Default: float32, of hub priors on an accelerator bfloat16."
-        ),
-    ] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
     out: OutOption = Path("restored"),
     batch_size: Annotated[int, typer.Option(help="Most samples that go through the network at once.")] = 8,
     checkpointing: Annotated[
@@ -253,7 +259,7 @@ def demo_command(
     out: Annotated[
         Path, typer.Option("-o", "--out", parser=_path, metavar="PATH", help="Folder for the pictures.")
     ] = Path("invsolve-demo"),
-    prior: Annotated[str, typer.Option(help="A name, or the folder of a diffusers model.")] = "natural",
+    prior: PriorOption = "natural",
     samples: Annotated[int, typer.Option(min=1, help="Posterior samples per task.")] = 4,
     seed: Annotated[int, typer.Option(help="Of the measurements and the samples.")] = 0,
 ) -> None:
@@ -326,7 +332,13 @@ def validate_command(
 @app.command("calibrate")
 def calibrate_command(
     inputs: Inputs,
-    prior: Annotated[str, typer.Option(help="A name, or the folder of a diffusers model.")] = "natural",
+    prior: PriorOption = "natural",
+    prompt: PromptOption = None,
+    negative_prompt: NegativeOption = None,
+    guidance: GuidanceOption = None,
+    memory: MemoryOption = "auto",
+    offline: OfflineOption = False,
+    cache_dir: CacheOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -338,28 +350,32 @@ def calibrate_command(
     ] = None,
     size: Annotated[int, typer.Option(help="Side of the middle of each picture that is taken.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or xpu, with a number such as cuda:1.")] = "auto",
-    dtype: Annotated[str, typer.Option(help=f"Of the network: {', '.join(DTYPES)}.")] = "float32",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
     batch_size: Annotated[int, typer.Option(help="Most times that go through the network at once.")] = 8,
     max_pixels: PixelsOption = MAX_PIXELS,
 ) -> None:
     """Measure how well a prior knows the flow at each time: what the solver flair weighs it with.
 
-    Takes 100 network calls for every picture.  The pictures should be clean, and not those the prior was trained on.
+    Takes 100 network calls for every picture.  The pictures should be clean, and not those the prior was trained on;
+    prompt and guidance those of the restorations to come.
     """
-    calibrate_prior(
-        inputs,
-        out,
+    options = CalibrateOptions(
         prior=prior,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        guidance=guidance,
+        memory=memory,
+        offline=offline,
+        cache_dir=cache_dir,
         size=size,
         seed=seed,
         device=device,
         dtype=dtype,
         batch_size=batch_size,
         max_pixels=max_pixels,
-        console=_console(),
-        errors=_console(stderr=True),
     )
+    calibrate_prior(inputs, out, options, _console(), _console(stderr=True))
 
 
 @app.command("fit")
@@ -400,7 +416,7 @@ def fit_command(
     ] = FitSettings.width,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = FitSettings.lr,
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or xpu, with a number such as cuda:1.")] = "auto",
+    device: DeviceOption = "auto",
     max_pixels: PixelsOption = MAX_PIXELS,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a flow that is there already.")] = False,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,41 +15,49 @@ from torch import Tensor
 
 from . import __version__
 from .calibrate import CALIBRATION_SUFFIXES, calibrate, save_calibration
-from .choices import DTYPES
+from .choices import check_at_least, choose_dtype, open_prior
 from .devices import find_device
 from .images import load_image
-from .priors import BUNDLED, PRIORS, Prior, load_prior
+from .priors import BUNDLED, PRIORS, Prior, load_cards, pull
+from .prompts import read_prompts
 from .record import Source, check_writable, expand_inputs
 
-__all__ = ["calibrate_prior"]
+__all__ = ["CalibrateOptions", "calibrate_prior"]
+
+FILE = "calibration.safetensors"  # in the folder of a prior, where it is looked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions:
+    """The command line of `calibrate` as it was typed."""
+
+    prior: str
+    prompt: str | None
+    negative_prompt: str | None
+    guidance: float | None
+    memory: str
+    offline: bool
+    cache_dir: Path | None
+    size: int
+    seed: int
+    device: str
+    dtype: str | None
+    batch_size: int
+    max_pixels: int
 
 
 def calibrate_prior(
-    inputs: Sequence[str],
-    out: Path | None,
-    *,
-    prior: str,
-    size: int,
-    seed: int,
-    device: str,
-    dtype: str,
-    batch_size: int,
-    max_pixels: int,
-    console: Console,
-    errors: Console,
+    inputs: Sequence[str], out: Path | None, options: CalibrateOptions, console: Console, errors: Console
 ) -> None:
     """Measure a prior on the middles of pictures and write what was found.
 
     Raises:
         ValueError, TypeError, OSError: an option, a path or a picture that cannot be used; nothing was written.
     """
-    for option, count in {"size": size, "batch-size": batch_size}.items():
-        if count < 1:
-            raise ValueError(f"--{option} must be at least 1, got {count}.")
-    if dtype not in DTYPES:
-        raise ValueError(f"Unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
-    place = find_device(device)
-    path = _default_path(prior) if out is None else out
+    check_at_least(1, size=options.size, batch_size=options.batch_size)
+    device = find_device(options.device)
+    dtype = choose_dtype(options, device)
+    path = _default_path(options) if out is None else out
     if path.suffix not in CALIBRATION_SUFFIXES:
         raise ValueError(
             f"-o {path} is not a calibration file; name one ending in {' or '.join(CALIBRATION_SUFFIXES)}."
@@ -57,21 +66,28 @@ def calibrate_prior(
         raise FileExistsError(f"{path} exists and is not a calibration; choose another file with -o, or remove it.")
     sources = expand_inputs(inputs, path)
     check_writable(path.parent)
-    model = load_prior(prior, DTYPES[dtype]).to(place)
-    pictures = _middles(sources, model, size, max_pixels, place, torch.float64 if dtype == "float64" else torch.float32)
+    texts = read_prompts(sources, options.prompt, None)
+    model = open_prior(options, None if texts is None else list(texts.values()), device)
+    pictures = _middles(sources, model, options, torch.float64 if dtype == "float64" else torch.float32)
     shown = track(pictures, "", total=len(sources), console=errors, transient=True, disable=not errors.is_terminal)
-    error = calibrate(model, shown, seed=seed, batch_size=batch_size)
+    error = calibrate(model, shown, seed=options.seed, batch_size=options.batch_size)
+    name = Path(options.prior).name
     about = {
-        "prior": Path(prior).name,
+        "prior": name,
         "pictures": str(len(sources)),
-        "size": str(size),
-        "seed": str(seed),
+        "size": str(options.size),
+        "seed": str(options.seed),
         "software": f"invsolve {__version__}, torch {torch.__version__}",
+    }
+    about |= {
+        key: str(value)
+        for key in ("prompt", "negative_prompt", "guidance")
+        if (value := getattr(options, key)) is not None
     }
     save_calibration(path, error, about)
     least = int(error.argmin())
     console.print(
-        f"calibrated {Path(prior).name} on {len(sources)} pictures -> {path} (velocity error {error[0]:.3f} at t = 1, "
+        f"calibrated {name} on {len(sources)} pictures -> {path} (velocity error {error[0]:.3f} at t = 1, "
         f"least {error[least]:.3f} at t = {1 - least / (len(error) - 1):.2f}, {error[-1]:.3f} at t = 0)"
     )
 
@@ -87,20 +103,25 @@ def _is_calibration(path: Path) -> bool:
         return False
 
 
-def _default_path(prior: str) -> Path:
-    """In the folder of the prior, where `load_prior` looks for it."""
-    folder = BUNDLED / prior if prior in PRIORS else Path(prior)
+def _default_path(options: CalibrateOptions) -> Path:
+    """In the folder of the prior, where `load_prior` looks for it; of a hub prior, that of its commit in the cache."""
+    if options.prior in load_cards():
+        return pull(options.prior, offline=options.offline, cache_dir=options.cache_dir) / FILE
+    folder = BUNDLED / options.prior if options.prior in PRIORS else Path(options.prior)
     if not folder.is_dir():
-        raise ValueError(f"The prior {prior!r} has no folder that could keep a calibration; name a file with -o.")
-    return folder / "calibration.safetensors"
+        raise ValueError(
+            f"The prior {options.prior!r} has no folder that could keep a calibration; name a file with -o."
+        )
+    return folder / FILE
 
 
 def _middles(
-    sources: Sequence[Source], prior: Prior, size: int, max_pixels: int, device: torch.device, dtype: torch.dtype
+    sources: Sequence[Source], prior: Prior, options: CalibrateOptions, dtype: torch.dtype
 ) -> Iterator[Tensor]:
     """The middle of every picture, at most size x size, (C, H, W) with the prior's channels."""
+    size, device = options.size, find_device(options.device)
     for source in sources:
-        x = load_image(source.path, max_pixels).tensor
+        x = load_image(source.path, options.max_pixels).tensor
         if prior.channels not in (None, len(x)):
             if len(x) != 1:
                 raise ValueError(f"{source.path} has {len(x)} channels and the prior {prior.channels}; convert it.")

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from .atomic import check_replaceable
-from .choices import choose_operator, operator_for, parse_noise, public_fields
+from .choices import check_at_least, choose_operator, operator_for, parse_noise, public_fields
 from .devices import find_device
 from .fit import StageReport, fit, new_card
 from .images import load_image
@@ -68,11 +68,9 @@ def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: Fi
     if bool(inputs) == (options.prior is not None):
         raise ValueError("Name pictures to learn from, or a prior to draw them from with --prior; one of the two.")
     canvas = options.size if options.canvas is None else options.canvas
-    lowest = {"pairs": (options.pairs, 2), "size": (options.size, 1), "canvas": (canvas, options.size)}
-    lowest["prior-steps"] = (options.prior_steps, 1)
-    for option, (count, low) in lowest.items():
-        if count < low:
-            raise ValueError(f"--{option} must be at least {low}, got {count}.")
+    check_at_least(1, size=options.size, prior_steps=options.prior_steps)
+    check_at_least(2, pairs=options.pairs)
+    check_at_least(options.size, canvas=canvas)
     device = find_device(options.device)
     shape = (1 if options.grey else 3, options.size, options.size)
     operator = operator_for(name, fields, shape, options.max_pixels).to(device)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -17,11 +17,14 @@ from .api import default_solver, default_steps, make_noises, restore, sigma_of, 
 from .atomic import atomic_writes
 from .choices import (
     DTYPES,
+    check_at_least,
+    choose_dtype,
     choose_operator,
     fields_for,
     is_expected,
     is_file,
     one_line,
+    open_prior,
     operator_for,
     parse_noise,
     public_fields,
@@ -31,7 +34,7 @@ from .devices import find_device
 from .images import Picture, encode_picture, load_image
 from .operators import Operator
 from .operators.sizes import image_shape_of
-from .priors import Mode, Prior, Prompts, load_cards, load_prior
+from .priors import Prior, load_cards
 from .problem import Noise
 from .progress import StepBar
 from .prompts import read_prompts
@@ -142,20 +145,11 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
         FileNotFoundError: there is no such input.
     """
     operator, fields = choose_operator(options.operator, options.mask, options.kernel)
-    for kind, count in {"samples": options.samples, "batch-size": options.batch_size}.items():
-        if count < 1:
-            raise ValueError(f"--{kind} must be at least 1, got {count}.")
+    check_at_least(1, samples=options.samples, batch_size=options.batch_size)
     if options.steps is not None and not 1 <= options.steps <= 1000:
         raise ValueError(f"--steps must be 1 to 1000, got {options.steps}.")
-    if not options.prior:
-        raise ValueError("--prior is empty; name a prior of `invsolve list priors`, or a folder.")
     device = find_device(options.device)
-    if options.memory not in get_args(Mode):
-        raise ValueError(f"Unknown memory mode {options.memory!r}; choose one of {', '.join(get_args(Mode))}.")
-    large = options.prior in load_cards() and device.type != "cpu"
-    dtype = options.dtype or ("bfloat16" if large else "float32")
-    if dtype not in DTYPES:
-        raise ValueError(f"Unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
+    dtype = choose_dtype(options, device)
     if options.solver is not None:
         build_solver(options.solver)
     noise = parse_noise(options.sigma, options.noise)
@@ -175,29 +169,12 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
     )
     sources = expand_inputs(inputs, out)
     texts = read_prompts(sources, options.prompt, options.prompts)
-    prompts = _prompts(options, texts, device)
     if options.dry_run and options.prior in load_cards():  # gigabytes, for which a dry run is no reason to load them
         return Plan(options, sources, settings, operator, fields, noise, None, None, texts, device)
-    prior = load_prior(
-        options.prior,
-        DTYPES[dtype],
-        prompts=prompts,
-        memory=options.memory,
-        device=device,
-        offline=options.offline,
-        cache_dir=options.cache_dir,
-    )
+    prior = open_prior(options, None if texts is None else list(texts.values()), device)
     settings = replace(settings, memory=None if prior.memory_mode == "fast" else prior.memory_mode)
     identity = prior_sha256(options.prior, options.cache_dir)
     return Plan(options, sources, settings, operator, fields, noise, prior, identity, texts, device)
-
-
-def _prompts(options: Options, texts: Mapping[Source, str] | None, device: torch.device) -> Prompts | None:
-    """What the prior is asked with; None for what its card says."""
-    if texts is None and options.negative_prompt is None and options.guidance is None:
-        return None
-    every = tuple(dict.fromkeys(texts.values())) if texts is not None else ("",)
-    return Prompts(texts=every, negative=options.negative_prompt or "", scale=options.guidance, device=device)
 
 
 # --- one picture ------------------------------------------------------------------------------------------------------

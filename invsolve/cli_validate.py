@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .choices import check_at_least
 from .record import check_writable
 from .solvers import SOLVERS, build_solver
 from .times import TIMES
@@ -79,18 +80,21 @@ def validate_samplers(
             console.print(f"  {name:{width}}  {entry.about}  Settings: {', '.join(entry.settings)}.")
         return
     chosen = find_suite(suite)
-    for name in ("calls", "steps", "particles", "problems", "samples"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}.")
+    check_at_least(
+        1,
+        calls=options.calls,
+        steps=options.steps,
+        particles=options.particles,
+        problems=options.problems,
+        samples=options.samples,
+    )
+    check_at_least(0, first=options.first)
     if options.times not in ("suite", "own", *TIMES):
         raise ValueError(f"Unknown time grid {options.times!r}; choose suite, own, {', '.join(TIMES)}.")
     if options.curve and options.steps is not None:
         raise ValueError("--curve chooses the numbers of steps itself; leave out --steps.")
     if options.simulations is not None and not options.calibrate:
         raise ValueError("--simulations is the number of truths of --calibrate; give both or neither.")
-    if options.first < 0:
-        raise ValueError(f"--first must be at least 0, got {options.first}.")
     if options.calibrate and (options.curve or options.problems is not None):
         unused = "curve" if options.curve else "problems"
         raise ValueError(

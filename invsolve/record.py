@@ -209,16 +209,16 @@ def check_writable(folder: Path) -> None:
 def prior_sha256(name: str, cache_dir: Path | None = None) -> str | None:
     """A hash of the weights and configurations of a prior that has them, bundled or in a folder of its own.
 
-    Of a prior of the hub it is that of its commit, which stands for gigabytes.
+    Of a prior of the hub it is that of its commit, which stands for gigabytes, and of its calibration.
     """
     folder = BUNDLED / name if name in PRIORS else Path(name)
+    hashes, pattern = {}, "**/*"
     if not folder.is_dir():
         if name not in load_cards():
             return None
-        commit = pull(name, offline=True, cache_dir=cache_dir).name
-        return hashlib.sha256(f"{find_card(name).repo}@{commit}".encode()).hexdigest()
-    hashes = {}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json")):
+        folder = pull(name, offline=True, cache_dir=cache_dir)
+        hashes, pattern = {"commit": f"{find_card(name).repo}@{folder.name}"}, "calibration.*"
+    for path in sorted(path for path in folder.glob(pattern) if path.suffix in (".safetensors", ".json")):
         with path.open("rb") as file:
             hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()

@@ -13,9 +13,12 @@ from hub import build, unet2d
 from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
+from safetensors import safe_open
 from typer.testing import CliRunner
 
+from invsolve.calibrate import calibrate as calibrate_prior
 from invsolve.cli import app
+from invsolve.images import load_image
 from invsolve.priors import Prompts, find_card, load_cards, load_folder, load_prior, pull
 from invsolve.priors import text as text_module
 from invsolve.priors.backbones import BACKBONES, SDXL
@@ -248,6 +251,38 @@ def test_a_hub_prior_restores_with_a_prompt(monkeypatch, folder):
     assert "done already" in again.output
     other = invsolve(*["a photo of a cat" if word == "a photo of a face" else word for word in words])
     assert other.exit_code == 0 and "done already" not in other.output
+
+
+def test_a_hub_prior_is_calibrated_as_it_is_asked(monkeypatch, folder):
+    """The calibration lies beside the weights, FLAIR uses it, and what was restored without it is not "done"."""
+    on_the_hub(monkeypatch, folder, "sd3.5-medium", "sd3")
+    picture("photo.png")
+    snapshot = folder / "hub" / "snapshots" / ("0" * 40)
+    restore = [
+        "restore", "photo.png", "--operator", "identity", "--sigma", "0.2", "--prior", "sd3.5-medium", "--solver",
+        "flair", "--steps", "2", "--device", "cpu",
+    ]  # fmt: skip
+    assert invsolve(*restore).exit_code == 0
+    assert "done already" in invsolve(*restore).output
+    calibrate = ["calibrate", "photo.png", "--prior", "sd3.5-medium", "--device", "cpu", "--size", "16"]
+    asked = {"--prompt": "a face", "--guidance": "3", "--negative-prompt": "a dog"}
+    run = invsolve(*calibrate, *(word for pair in asked.items() for word in pair))
+    assert run.exit_code == 0, run.output
+    assert str(snapshot / "calibration.safetensors") in run.output
+    with safe_open(snapshot / "calibration.safetensors", framework="pt") as file:
+        assert {"prompt": "a face", "guidance": "3.0", "negative_prompt": "a dog"}.items() <= file.metadata().items()
+        error = file.get_tensor("velocity_error")
+    prior = load_prior("sd3.5-medium", prompts=Prompts(texts=("a face",), negative="a dog", scale=3.0))
+    torch.testing.assert_close(prior.calibration, error, rtol=0, atol=0)
+    image = load_image(Path("photo.png")).tensor[:, 2:18, 4:20]
+    torch.testing.assert_close(calibrate_prior(prior, [image]), error, rtol=1e-5, atol=1e-6)
+    again = invsolve(*restore)  # with other weights of its steps
+    assert again.exit_code == 0 and "done already" not in again.output
+    plain = invsolve(*calibrate, "-o", "plain.json")
+    assert plain.exit_code == 0, plain.output
+    assert json.loads(Path("plain.json").read_text())["velocity_error"] != error.tolist()
+    wrong = invsolve(*calibrate, "--negative-prompt", "a dog")
+    assert wrong.exit_code == 2 and "no effect at a guidance scale of 1" in wrong.output
 
 
 @pytest.mark.parametrize(("mode", "tiny"), [("fast", False), ("balanced", False), ("low", True), ("auto", True)])
