@@ -20,7 +20,10 @@ def psnr(x: Tensor, truth: Tensor) -> Tensor:
 
 
 def ssim(x: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity with an 11-tap Gaussian window, averaged over channels (Wang et al., 2004)."""
+    """Structural similarity with an 11-tap Gaussian window, averaged over channels (Wang et al., 2004).
+
+    Of the pictures in [0, 1]: its luminance term compares means with a constant, so the origin matters.
+    """
     from skimage.metrics import structural_similarity
 
     values = [
@@ -28,12 +31,12 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor:
             a.numpy(),
             b.numpy(),
             channel_axis=0,
-            data_range=2.0,
+            data_range=1.0,
             gaussian_weights=True,
             sigma=1.5,
             use_sample_covariance=False,
         )
-        for a, b in zip(x.clamp(-1, 1).double().cpu(), truth.double().cpu(), strict=True)
+        for a, b in zip(*((image.clamp(-1, 1).double().cpu() + 1) / 2 for image in (x, truth)), strict=True)
     ]
     return torch.tensor(values)
 

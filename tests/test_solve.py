@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.metrics import structural_similarity
 
 import invsolve
 from invsolve import GaussianNoise, ImageRng, NoNoise, PoissonNoise, Problem, Result, Status, build_operator, simulate
@@ -177,7 +178,13 @@ def test_metrics():
     expected = 10 * np.log10(4 / float((noisy.clamp(-1, 1) - truth).square().mean()))
     assert float(psnr(noisy, truth)) == pytest.approx(expected, rel=1e-5)
     assert float(ssim(truth, truth)) == pytest.approx(1)
-    assert float(ssim(noisy, truth)) < 0.95
+    bytes_like = [((image.clamp(-1, 1) + 1) * 127.5)[0].double().permute(1, 2, 0).numpy() for image in (noisy, truth)]
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "channel_axis": 2}
+    expected = structural_similarity(*bytes_like, data_range=255, **options)  # as of pictures in 0 .. 255
+    assert float(ssim(noisy, truth)) == pytest.approx(expected, abs=1e-9)
+    assert expected < 0.95
+    grey = torch.zeros(1, 3, 32, 32)
+    assert float(ssim(grey + 0.04, grey)) == pytest.approx(0.9992, abs=1e-4)  # 5 of 255 grey levels are hardly seen
 
 
 def test_unknown_names_are_sentences():
