@@ -540,7 +540,9 @@ def info_command(name: Annotated[str, typer.Argument(help="Of an operator, prior
 def _claims(solver: type[Solver[Any]]) -> str:
     """What a solver needs, what its samples are, and what it does by default."""
     needs = "any operator" if solver.requires is Operator else f"a {solver.requires.__name__}"
-    follows = "follow the posterior" if solver.samples_posterior else "need not follow the posterior"
+    follows = (
+        "follow the posterior, given enough steps" if solver.samples_posterior else "need not follow the posterior"
+    )
     together = "; the samples of one picture see each other" if solver.interacting else ""
     return (
         f"Takes {needs}.  Its samples {follows}{together}.  By default {solver.steps} steps of the grid {solver.times}."

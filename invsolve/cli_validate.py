@@ -27,6 +27,7 @@ from .validate import (
     find_suite,
     run_suite,
     save_markdown,
+    steps_for,
     suite_tables,
 )
 
@@ -91,8 +92,11 @@ def validate_samplers(
     check_at_least(0, first=options.first)
     if options.times not in ("suite", "own", *TIMES):
         raise ValueError(f"Unknown time grid {options.times!r}; choose suite, own, {', '.join(TIMES)}.")
-    if options.curve and options.steps is not None:
-        raise ValueError("--curve chooses the numbers of steps itself; leave out --steps.")
+    if options.curve and (options.steps is not None or options.calls is not None):
+        unused = "calls" if options.steps is None else "steps"
+        raise ValueError(f"--curve chooses the numbers of steps itself; leave out --{unused}.")
+    if options.steps is not None and options.calls is not None:
+        raise ValueError("--calls stands for the number of steps that it pays for; give it or --steps, not both.")
     if options.simulations is not None and not options.calibrate:
         raise ValueError("--simulations is the number of truths of --calibrate; give both or neither.")
     if options.calibrate and (options.curve or options.problems is not None):
@@ -119,7 +123,7 @@ def validate_samplers(
         return
     if options.curve:
         asking = [row for row in rows[2:] if build_solver(row.spec).network_calls(1)]  # the others have one point
-        rows = rows[:2] + [dataclasses.replace(row, calls=calls, steps=None) for row in asking for calls in CURVE]
+        rows = rows[:2] + [point for row in asking for point in _points(row)]
     measured = _run(chosen, rows, out, options, errors)
     for table in suite_tables(chosen, measured, intervals=False):
         _show(table, console)
@@ -160,17 +164,33 @@ def _run(suite: Suite, rows: list[Row], out: Path, options: ValidateOptions, err
         )
 
 
+def _points(row: Row) -> list[Row]:
+    """A row at the numbers of calls of a curve; those that pay for the same number of steps are one."""
+    solver = build_solver(row.spec)
+    least: dict[int, int] = {}
+    for calls in CURVE:
+        least.setdefault(steps_for(solver, calls), calls)
+    return [dataclasses.replace(row, calls=calls, steps=None) for calls in least.values()]
+
+
 def _calibrate(suite: Suite, rows: list[Row], out: Path, options: ValidateOptions, console: Console) -> None:
-    """Calibration with the operator of the first problem of every setting."""
-    tables = []
+    """Calibration with the operator of the first problem of every setting; calibration.md grows row by row."""
+    finished: list[Table] = []
     counts = {
         "simulations": 200 if options.simulations is None else options.simulations,
         "samples": 100 if options.samples is None else options.samples,
     }
-    for setting in options.settings or suite.settings:
-        case = suite.case(setting, options.first)
-        found = [calibrate(row, suite, case, **counts, seed=options.seed) for row in rows]
-        tables.append(calibration_table(f"{suite.name}, {setting}", found))
-        _show(tables[-1], console)
-    save_markdown(tables, out / "calibration.md")
+    check_at_least(20, **counts)
+    cases = [suite.case(setting, options.first) for setting in options.settings or suite.settings]
+    for case in cases:
+        found, refused = [], {}
+        for row in rows:
+            try:
+                found.append(calibrate(row, suite, case, **counts, seed=options.seed))
+            except (TypeError, ValueError) as reason:  # what it cannot do
+                refused[row.label] = " ".join(str(reason).split())
+            table = calibration_table(f"{suite.name}, {case.setting}", found, refused)
+            save_markdown([*finished, table], out / "calibration.md")
+        _show(table, console)
+        finished.append(table)
     console.print(f"The results are in {out}.")

@@ -48,13 +48,14 @@ __all__ = ["MMPS"]
 class MMPS(Solver[Tensor]):
     """Moment matching: the network's Jacobian is the covariance with which the data correct its estimate.
 
+    It samples the posterior of Gaussian priors; where p(z_0 | z_t) has several modes its weights of them are off.
+
     Arguments:
         krylov_steps: GMRES steps per time step, each a gradient through the network.
         eta: share of fresh noise; 1 is the ancestral (DDPM) step, 0 the deterministic DDIM step.
     """
 
     requires = LinearOperator
-    samples_posterior = True
     times = "karras"
     steps = 100
 

@@ -73,6 +73,8 @@ class Optimum(NamedTuple):
 class SGFM(Solver[Chain | Optimum]):
     """Sampling of the posterior in the source space of the flow, where the prior is N(0, I); exact in the long run.
 
+    That holds for "hmc", for the prior that `ode_steps` steps of the flow make; the optimisers find one point.
+
     Arguments:
         variant: "hmc" samples, "opt-1" and "opt-2" find the most probable source point, without and with the volume of
             spheres.

@@ -16,7 +16,7 @@ from .report import (
     save_markdown,
     suite_tables,
 )
-from .runner import CURVE, Measured, default_rows, load_records, measure, run_suite
+from .runner import CURVE, Measured, default_rows, load_records, measure, run_suite, steps_for
 from .suites import SUITES, find_suite
 
 __all__ = [
@@ -45,5 +45,6 @@ __all__ = [
     "paired",
     "run_suite",
     "save_markdown",
+    "steps_for",
     "suite_tables",
 ]

@@ -16,10 +16,8 @@ from torch import Tensor
 
 from ..problem import Problem, simulate
 from ..rng import ImageRng, derive_seed
-from ..solve import solve
-from ..solvers import build_solver
 from .problems import EXACT, PRIOR, Case, Row, Suite
-from .runner import ROWS_PER_BATCH, times_for
+from .runner import sample_each
 
 __all__ = ["Calibration", "calibrate", "coverage_curve", "ranks", "tarp_values", "uniformity"]
 
@@ -146,8 +144,4 @@ def _draw(row: Row, suite: Suite, case: Case, problem: Problem, samples: int, se
         generator = torch.Generator().manual_seed(derive_seed(seed, "row"))
         draws = [case.posterior_of(y[None]).sample(samples, generator) for y in problem.y]
         return torch.stack([case.prior.decode(z) for z in draws])
-    solver = build_solver(row.spec)
-    times = times_for(row, suite, case, solver)
-    return solve(
-        problem, case.prior, solver, times, samples=samples, seed=derive_seed(seed, "row"), batch_size=ROWS_PER_BATCH
-    ).samples
+    return sample_each(row, suite, case, problem, samples, derive_seed(seed, "row"), seed)[0]

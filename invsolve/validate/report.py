@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,12 +164,20 @@ def paired(measured: Iterable[Measured], first: str, second: str, metric: str = 
     """Compare two rows problem by problem; the spread between problems is wider than that between samplers.
 
     Raises:
-        ValueError: they have no problem in common.
+        ValueError: they have no problem in common, one was measured with several numbers of steps, or the metric is
+            not among the columns.
     """
     values: dict[str, dict[tuple[str, str, int], float]] = {first: {}, second: {}}
+    steps: dict[str, set[int]] = {first: set(), second: set()}
     for record in measured:
         if record.row in values:
+            if metric not in record.metrics:
+                raise ValueError(f"{record.suite} has no {metric!r}; choose of {', '.join(record.metrics)}.")
             values[record.row][record.suite, record.setting, record.problem] = record.metrics[metric]
+            steps[record.row].add(record.steps)
+    for row, found in steps.items():
+        if len(found) > 1:
+            raise ValueError(f"{row!r} was measured with {sorted(found)} steps; give the records of one of them.")
     common = sorted(values[first].keys() & values[second].keys())
     if not common:
         raise ValueError(f"{first!r} and {second!r} were not measured on a common problem; run both on one suite.")
@@ -177,8 +185,14 @@ def paired(measured: Iterable[Measured], first: str, second: str, metric: str = 
     return Paired(float((a - b).mean()), _interval(a - b), float(b.mean()), len(common))
 
 
-def calibration_table(title: str, found: Sequence[Calibration]) -> Table:
-    """P-values of uniform ranks and of TARP, and the area between TARP curve and diagonal."""
+def calibration_table(title: str, found: Sequence[Calibration], refused: Mapping[str, str] | None = None) -> Table:
+    """P-values of uniform ranks and of TARP, and the area between TARP curve and diagonal.
+
+    Arguments:
+        title: of the table.
+        found: at least one row.
+        refused: why other rows could not be calibrated, by their labels.
+    """
     names = list(found[0].p_values)
     rows = tuple((c.row, *(f"{c.p_values[name]:.3f}" for name in names), f"{c.area:+.3f}") for c in found)
     return Table(
@@ -189,6 +203,7 @@ def calibration_table(title: str, found: Sequence[Calibration]) -> Table:
             f"{found[0].simulations} truths, {found[0].samples} samples of each.  A calibrated sampler has p below "
             "0.05 once in twenty.",
             "TARP area above level 1/2: negative is over-confident or biased, positive too wide.",
+            *(f"{row}: {reason}" for row, reason in (refused or {}).items()),
         ),
     )
 
@@ -232,11 +247,12 @@ def curve_figure(measured: Iterable[Measured], metric: str, title: str) -> Figur
 
 
 def _groups(measured: Iterable[Measured]) -> dict[tuple[str, int], list[Measured]]:
-    """Records of the same sampler with the same number of steps."""
-    groups: dict[tuple[str, int], list[Measured]] = {}
+    """Records of the same sampler with the same number of steps; a run that was asked for twice counts once."""
+    groups: dict[tuple[str, int], dict[tuple[str, str, int, int, int], Measured]] = {}
     for record in measured:
-        groups.setdefault((record.row, record.steps), []).append(record)
-    return groups
+        run = (record.suite, record.setting, record.problem, record.samples, record.seed)
+        groups.setdefault((record.row, record.steps), {}).setdefault(run, record)
+    return {key: list(runs.values()) for key, runs in groups.items()}
 
 
 def _row(suite: Suite, group: list[Measured], floor: list[Measured] | None, intervals: bool) -> tuple[str, ...]:
@@ -255,7 +271,7 @@ def _row(suite: Suite, group: list[Measured], floor: list[Measured] | None, inte
 
 
 def _mean(group: list[Measured], metric: str) -> float:
-    return sum(record.metrics[metric] for record in group) / len(group)
+    return sum(record.metrics.get(metric, math.nan) for record in group) / len(group)
 
 
 def _interval(values: torch.Tensor) -> float:

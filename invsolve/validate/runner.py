@@ -32,6 +32,7 @@ __all__ = [
     "measure",
     "run_row",
     "run_suite",
+    "sample_each",
     "steps_for",
     "times_for",
 ]
@@ -71,7 +72,7 @@ class Measured:
     def from_json(cls, line: str) -> Measured:
         """What `to_json` wrote."""
         values = json.loads(line)
-        values["metrics"] = {name: math.nan if v is None else v for name, v in values["metrics"].items()}
+        values["metrics"] = {name: math.nan if v is None else float(v) for name, v in values["metrics"].items()}
         return cls(**values)
 
 
@@ -98,29 +99,45 @@ def run_row(row: Row, suite: Suite, case: Case, samples: int, seed: int) -> tupl
         draw = case.exact if row.spec == EXACT else case.ignorant
         x = draw(samples, derive_seed(seed, "row"))
         return x, {"steps": 0, "calls": 0.0, "gradients": 0.0, "seconds": time.perf_counter() - start}
-    solver = build_solver(row.spec)
+    x, bill = sample_each(row, suite, case, case.problem, samples, derive_seed(seed, case.key), seed)
+    return x[0], bill | {"seconds": time.perf_counter() - start}
+
+
+def sample_each(
+    row: Row, suite: Suite, case: Case, problem: Problem, samples: int, seed: int, pick_seed: int
+) -> tuple[Tensor, dict[str, float]]:
+    """What a solver makes of every measurement of a problem (N, samples, C, H, W), in runs of the row's particles.
+
+    Arguments:
+        row: names the solver.
+        suite: gives the grid.
+        case: gives the prior.
+        problem: N measurements.
+        samples: of each.
+        seed: of the samples.
+        pick_seed: of the choice among the particles of a run.
+    """
+    solver, n = build_solver(row.spec), len(problem.y)
     group = (row.particles or samples) if solver.interacting else samples
     one_each = row.one_each and solver.interacting
     runs = samples if one_each else math.ceil(samples / group)
-    y = case.problem.y.expand(runs, *case.problem.y.shape[1:]).contiguous()
     result = solve(
-        Problem(case.problem.operator, case.problem.noise, y),
+        problem.rows(torch.arange(n).repeat_interleave(runs)),
         case.prior,
         solver,
         times_for(row, suite, case, solver),
         samples=group,
-        seed=derive_seed(seed, case.key),
+        seed=seed,
         batch_size=max(ROWS_PER_BATCH // max(1, case.truth[0].numel() // 100), 1),
     )
-    x = result.samples  # (runs, group, C, H, W)
+    x = result.samples  # (n runs, group, C, H, W)
     if one_each:
-        pick = torch.randint(group, (runs,), generator=torch.Generator().manual_seed(derive_seed(seed, "pick")))
-        x = x[torch.arange(runs), pick][:, None]
-    return x.flatten(0, 1)[:samples], {
+        pick = torch.randint(group, (len(x),), generator=torch.Generator().manual_seed(derive_seed(pick_seed, "pick")))
+        x = x[torch.arange(len(x)), pick][:, None]
+    return x.unflatten(0, (n, runs)).flatten(1, 2)[:, :samples], {
         "steps": int(result.stats["steps"]),
         "calls": result.stats["network"] * (group if one_each else 1),  # those of particles thrown away count
         "gradients": result.stats["network_vjp"] * (group if one_each else 1),
-        "seconds": time.perf_counter() - start,
     }
 
 
@@ -202,17 +219,17 @@ def run_suite(
         report: called with every measurement, also with those found in the file.
 
     Raises:
-        ValueError: a setting is unknown, or a count is below 1.
+        ValueError: a setting is unknown, the suite has fewer problems, or a count is below 1.
     """
     chosen = tuple(settings or suite.settings)
-    for setting in chosen:
-        suite.case(setting, 0)  # a mistyped name must not wait for its turn
     problems = suite.problems if problems is None else problems
     samples = suite.samples if samples is None else samples
     if problems < 1 or first < 0 or samples < 2:
         raise ValueError(
             f"problems must be at least 1, first at least 0, samples at least 2; got {problems}, {first}, {samples}."
         )
+    for setting in chosen:
+        suite.case(setting, first + problems - 1)  # what is not there must not wait for its turn
     known = {record.key: record for record in load_records(records)} if records is not None else {}
     measured = []
     rows = list(rows)
@@ -236,11 +253,11 @@ def load_records(path: Path) -> Iterator[Measured]:
     """
     if not path.exists():
         return
-    lines = path.read_text().split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
             if line:
-                yield Measured.from_json(line)
+                yield Measured.from_json(line.decode())
         except (ValueError, TypeError, KeyError, AttributeError):
             if number < len(lines):
                 raise ValueError(f"{path}, line {number}, is not a measurement; move the file away.") from None

@@ -98,6 +98,8 @@ def mcgdiff_path() -> DiscreteVP:
 
 def benchopt(setting: str, index: int) -> Case:
     """The benchmark's problem: everything after `torch.manual_seed(27)`, in its order; means numbered from +16 down."""
+    if index:
+        raise ValueError(f"gmm25-benchopt has one problem per setting, number 0; there is no number {index}.")
     d, m = 8, int(setting.removeprefix("dy="))
     generator = torch.Generator().manual_seed(27)
     weights = torch.randn(25, generator=generator).square()
