@@ -23,11 +23,9 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import yaml
 from methods import NotApplicableError, Outcome, Setting, canonical, kind_of, run_method
 from pictures import SIZE, pictures
-from pydantic import TypeAdapter
-from recipe import Method, Recipe, Task
+from recipe import Method, Recipe, Task, checked, load_recipe
 from tables import Row, cells, contact_sheet, save_strip, shown, slug, spread, table, title_of
 from torch import Tensor
 
@@ -46,6 +44,8 @@ from invsolve import (
     simulate,
 )
 from invsolve.allocator import keep_memory
+from invsolve.choices import is_expected, sentence
+from invsolve.devices import find_device
 from invsolve.metrics import coverage, lpips, psnr, ssim
 from invsolve.result import json_number
 from invsolve.rng import derive_seed
@@ -103,7 +103,7 @@ def run_task(task: Task, recipe: Recipe, prior: Prior, truth: Tensor, identity: 
     save_strip(shown(problem, truth), folder / "measurement.png")
     for method in task.methods:
         key = row_key(method, task, recipe, identity)
-        if key["id"] in {row["id"] for row in read_rows(out)}:
+        if is_done([row for row in read_rows(out) if row["id"] == key["id"]], out):
             continue
         setting = Setting(truth, problem, prior, key["steps"], key["times"], key["samples"], recipe.seed)
         label = method.spec if method.times is None else f"{method.spec}, {method.times} grid"
@@ -111,7 +111,7 @@ def run_task(task: Task, recipe: Recipe, prior: Prior, truth: Tensor, identity: 
         try:
             outcome = run_method(method.spec, setting)
         except NotApplicableError as reason:
-            write_row(out, base | {"of": "sample", "reason": str(reason)})
+            write_rows(out, [base | {"of": "sample", "reason": str(reason), "rows": 1}])
             print(f"{task.name}: {label}: {reason}", flush=True)
             continue
         n, stem = len(truth), f"{slug(label)}-{key['id'][:8]}"
@@ -119,15 +119,18 @@ def run_task(task: Task, recipe: Recipe, prior: Prior, truth: Tensor, identity: 
         if setting.samples > 1 and outcome.samples.shape[1] > 1:
             estimates["mean"] = (outcome.samples.mean(dim=1), setting.samples)
             save_strip(spread(outcome.samples), folder / f"{stem}-std.png")
+        rows = []
         for of, (x, count) in estimates.items():
             share = outcome.seconds / outcome.samples.shape[1] * count
-            row = base | {"of": of} | measure(x, truth, problem)
+            row = base | {"of": of, "rows": len(estimates)} | measure(x, truth, problem)
             if of == "mean":
                 row |= measure_spread(outcome.samples, truth)
             row |= {"calls": outcome.calls * count, "gradients": outcome.gradients * count, "seconds": share / n}
             row["picture"] = f"{task.name}/{stem}-{of}.png"
             save_strip(x, out / row["picture"])
-            write_row(out, row)
+            rows.append(row)
+        write_rows(out, rows)
+        for row in rows:
             print(f"{task.name}: {title_of(row)}: " + ", ".join(cells(row)), flush=True)
 
 
@@ -147,15 +150,39 @@ def row_key(method: Method, task: Task, recipe: Recipe, identity: Row) -> Row:
     return key | {"id": hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}
 
 
+def is_done(rows: list[Row], out: Path) -> bool:
+    """Whether all rows of one method are there, with their pictures."""
+    complete = bool(rows) and len(rows) >= rows[0].get("rows", 1)
+    return complete and all("reason" in row or (out / row["picture"]).is_file() for row in rows)
+
+
 def read_rows(out: Path) -> list[Row]:
-    """All rows that were ever written to the folder."""
+    """The rows of the folder, the last of those that were written again; a line that was cut short is left out.
+
+    Raises:
+        ValueError: a line is something else.
+    """
+    path, rows = out / "results.jsonl", {}
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line:
+                row = json.loads(line)
+                rows[row["id"], row["of"]] = row
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}, is not a row of this script; move the file away.") from None
+    return list(rows.values())
+
+
+def write_rows(out: Path, rows: list[Row]) -> None:
+    """Add rows, after the end of a line that an interrupted run may have left."""
     path = out / "results.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def write_row(out: Path, row: Row) -> None:
-    with (out / "results.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        rows = read_rows(out) + rows
+        path.unlink()
+    with path.open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def versions() -> dict[str, str]:
@@ -209,17 +236,19 @@ def _tasks(recipe: Recipe, args: argparse.Namespace) -> Iterator[Task]:
     names = [task.name for task in recipe.tasks]
     for name in args.tasks or []:
         if name not in names:
-            raise SystemExit(f"There is no task {name!r}; the recipe has {', '.join(names)}.")
+            raise ValueError(f"There is no task {name!r}; the recipe has {', '.join(names)}.")
+    known = {m.name for task in recipe.tasks for m in task.methods} | {"ours", "deepinv", "classical"}
+    for name in args.methods or []:
+        if name not in known:
+            raise ValueError(f"There is no method {name!r}; the recipe has {', '.join(sorted(known))}.")
     changes = {key: getattr(args, key) for key in ("steps", "times", "samples") if getattr(args, key) is not None}
     for task in recipe.tasks:
         if args.tasks and task.name not in args.tasks:
             continue
-        methods = task.methods
-        if args.solver:
-            methods = TypeAdapter(list[Method]).validate_python([{"spec": spec} for spec in args.solver])
+        methods = [Method(spec=spec) for spec in args.solver] if args.solver else task.methods
         if args.methods:
             methods = [m for m in methods if m.name in args.methods or kind_of(m.name) in args.methods]
-        yield task.model_copy(update={"methods": [m.model_copy(update=changes) for m in methods]})
+        yield checked(Task, task.model_dump() | {"methods": [m.model_dump() | changes for m in methods]})
 
 
 def main() -> None:
@@ -240,15 +269,25 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--timing", type=int, metavar="N", help="only time the network methods, N rounds")
     args = parser.parse_args()
+    try:
+        compare(args)
+    except Exception as error:
+        if not is_expected(error):
+            raise
+        parser.exit(2, f"Error: {sentence(error)}\n")
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Run what the command line asks for."""
     if not args.timing:
-        try:
-            metrics.lpips_network()
-        except FileNotFoundError as reason:  # now, not after the first row
-            raise SystemExit(str(reason)) from None
+        metrics.lpips_network()  # now, not after the first row
     keep_memory()
-    recipe = override(Recipe.model_validate(yaml.safe_load(args.recipe.read_text())), args)
-    truth = pictures(args.pictures, args.size)[: args.images].to(args.device)
-    prior = load_prior(recipe.prior).to(args.device)
+    recipe = override(load_recipe(args.recipe), args)
+    if args.images < 1:
+        raise ValueError(f"--images must be at least 1, got {args.images}.")
+    device = find_device(args.device)
+    truth = pictures(args.pictures, args.size)[: args.images].to(device)
+    prior = load_prior(recipe.prior).to(device)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.timing:
         text = timing(recipe, prior, truth, args.timing)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+import yaml
 from methods import METHODS
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from invsolve import TIMES
 from invsolve.spec import parse_sigma, parse_spec
@@ -66,10 +68,40 @@ class Task(Model):
 
 
 class Recipe(Model):
-    """A file of recipes/."""
+    """A file of recipes/; see `load_recipe`."""
 
     prior: str
     seed: int
     steps: int = Field(ge=1, le=1000)
     samples: int = Field(ge=1)
     tasks: list[Task]
+
+
+AnyModel = TypeVar("AnyModel", bound=Model)
+
+
+def checked(kind: type[AnyModel], values: Any) -> AnyModel:
+    """The section, or one sentence about the first thing that is wrong with it.
+
+    Raises:
+        ValueError: something is.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or kind.__name__.lower()
+        raise ValueError(f"{place}: {first['msg']}, got {first['input']!r}.") from error
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no recipe.
+    """
+    try:
+        return checked(Recipe, yaml.safe_load(path.read_text()))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not a recipe: {error}") from error

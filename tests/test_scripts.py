@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from invsolve import metrics
 from invsolve.images import load_image
@@ -42,9 +41,9 @@ def run(monkeypatch, script, *arguments):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_name_what_there_is(scripts, path):
-    from recipe import Recipe
+    from recipe import load_recipe
 
-    recipe = Recipe.model_validate(yaml.safe_load(path.read_text()))
+    recipe = load_recipe(path)
     assert recipe.tasks
     for task in recipe.tasks:
         name, fields = parse_spec(task.operator, OPERATORS, "operator")
@@ -88,17 +87,67 @@ def test_comparisons_of_two_sizes_in_one_folder_keep_their_pictures(scripts, ran
     assert [load_image(tmp_path / row["picture"]).shape[-1] for row in rows] == [64, 32]
 
 
-def test_a_comparison_without_lpips_stops_before_it_runs(scripts, monkeypatch, tmp_path):
+def test_a_comparison_without_lpips_stops_before_it_runs(scripts, monkeypatch, tmp_path, capsys):
     def missing():
         raise FileNotFoundError("LPIPS needs the AlexNet weights.")
 
     monkeypatch.setattr(metrics, "lpips_network", missing)
-    with pytest.raises(SystemExit, match="AlexNet"):
+    with pytest.raises(SystemExit) as stop:
         run(monkeypatch, "compare", "--out", tmp_path / "out")
+    assert stop.value.code == 2 and "AlexNet" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     timing = ["--timing", 1, "--steps", 1, "--size", 32, "--images", 1, "--tasks", "jpeg", "--methods", "flowdps"]
     run(monkeypatch, "compare", "--out", tmp_path / "out", *timing)  # does without
     assert "flowdps" in (tmp_path / "out" / "timing.md").read_text()
+
+
+def test_an_interrupted_comparison_goes_on(scripts, random_lpips, monkeypatch, tmp_path):
+    """After a torn line, without one of a method's two rows, and without a picture."""
+    arguments = ["--out", tmp_path, "--size", 32, "--images", 1, "--samples", 2, "--tasks", "deblurring"]
+    arguments += ["--solver", "ddrm", "--solver", "ddnm", "--steps", 2]
+    run(monkeypatch, "compare", *arguments)
+    results, table = tmp_path / "results.jsonl", (tmp_path / "table.md").read_text().splitlines()
+    lines = results.read_text().splitlines(keepends=True)
+    assert len(lines) == 4
+    for kept in (lines[:3], [*lines[:2], lines[2][:100]], [lines[0], *lines[2:]]):
+        results.write_text("".join(kept))
+        run(monkeypatch, "compare", *arguments)
+        again = (tmp_path / "table.md").read_text().splitlines()
+        assert [row.split("|")[:7] for row in again] == [row.split("|")[:7] for row in table]  # all but the times
+    row = json.loads(lines[0])
+    (tmp_path / row["picture"]).unlink()
+    run(monkeypatch, "compare", *arguments)
+    assert (tmp_path / row["picture"]).is_file()
+    results.write_text("not json\n" + lines[0])
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "compare", *arguments)
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--steps", "0"], "steps: Input should be greater than or equal to 1, got 0"),
+        (["--samples", "0"], "samples: Input should be greater than or equal to 1, got 0"),
+        (["--images", "0"], "--images must be at least 1"),
+        (["--size", "300"], "size must be 1 to 256"),
+        (["--methods", "fooo"], "no method 'fooo'; the recipe has"),
+        (["--tasks", "fooo"], "no task 'fooo'; the recipe has"),
+        (["--solver", "dsp"], "Unknown method 'dsp'"),
+        (["--prior", "nature"], "Unknown prior 'nature'"),
+        (["--recipe", "nowhere.yaml"], "nowhere.yaml: No such file"),
+        (["--recipe", "README.md"], "is not a recipe"),
+        (["--device", "gpu"], "The device 'gpu' is not supported"),
+    ],
+)
+def test_a_comparison_refuses_in_one_sentence(words, sentence, scripts, random_lpips, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "compare", "--out", tmp_path / "out", *words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.startswith("Error: ") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_benchmark_of_solvers_counts_calls_and_gradients(scripts, monkeypatch, capsys):
