@@ -30,8 +30,8 @@ def _bimodal(rows: dict[str, tuple[float, float | None, float, float | None]]) -
     return Published(
         source="arXiv 2602.04189v2, supplement B: mean and standard deviation of 5 noise draws, a learned prior",
         note=(
-            "Their exact samples have a KSD three to five times that of ours: the constant of the metric differs, so "
-            "compare ratios to the exact row.  With few-strong data their exact RMSE is above the closed form's, 1.09."
+            "Their exact samples have nearly four times our KSD, and four is sqrt(d), as if it were not divided by: "
+            "compare it with four times ours.  With few-strong data their exact RMSE is above the closed form's, 1.09."
         ),
         rows={
             name: {"rmse": (rmse, rmse_std), "ksd": (ksd, ksd_std)}
