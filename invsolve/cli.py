@@ -5,13 +5,12 @@ Whatever goes wrong for a reason the user can change ends as one sentence and ex
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -19,31 +18,40 @@ from typer.core import TyperGroup
 
 from . import __version__
 from .allocator import keep_memory
-from .choices import DTYPES, NOISES, is_expected, one_line, sentence
+from .choices import is_expected, one_line, sentence
 from .cli_calibrate import CalibrateOptions, calibrate_prior
 from .cli_degrade import degrade_files
 from .cli_fit import FitOptions, fit_flow
-from .cli_prior import about_card, convert_prior, describe_card, pull_prior
+from .cli_info import describe_entry, list_entries
+from .cli_options import (
+    CacheOption,
+    DeviceOption,
+    DtypeOption,
+    GuidanceOption,
+    Inputs,
+    KernelOption,
+    MaskOption,
+    MemoryOption,
+    NegativeOption,
+    NoiseOption,
+    OfflineOption,
+    OperatorOption,
+    OutOption,
+    PixelsOption,
+    PriorOption,
+    PromptOption,
+    path_of,
+)
+from .cli_prior import convert_prior, pull_prior
 from .cli_restore import Options, restore_files
 from .images import MAX_PIXELS
-from .operators import OPERATORS, Operator
-from .priors import BUNDLED, PRIORS, Mode, find_card, load_cards
 from .priors.adm import ADM_MODELS
 from .priors.dit import DIT_MODELS
 from .progress import StepBar
 from .sample import STEPS as PRIOR_STEPS
-from .solver import Solver
-from .solvers import SOLVERS
-from .spec import spec_fields
 from .stages import FitSettings
 
 __all__ = ["app", "main"]
-
-TABLES: dict[str, dict[str, Callable[..., Any]]] = {
-    "operators": {**OPERATORS},
-    "priors": {**PRIORS},
-    "solvers": {**SOLVERS},
-}
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -86,57 +94,6 @@ app = typer.Typer(
 )
 
 
-def _path(text: str) -> Path:
-    if not text:
-        raise typer.BadParameter("it is empty; name a file or a folder")  # Path("") would be the current folder
-    return Path(text)
-
-
-Inputs = Annotated[list[str], typer.Argument(help="Pictures, folders of pictures, or globs.", show_default=False)]
-OperatorOption = Annotated[
-    str | None, typer.Option(help="What happened to the picture: NAME or 'NAME(field=value, ...)'.")
-]
-MaskOption = Annotated[
-    Path | None,
-    typer.Option(
-        parser=_path, metavar="PATH", help="Mask picture, white = hole; or a folder of masks named like the pictures."
-    ),
-]
-KernelOption = Annotated[
-    Path | None, typer.Option(parser=_path, metavar="PATH", help="Picture of the blur kernel, black = 0.")
-]
-OutOption = Annotated[
-    Path,
-    typer.Option("-o", "--out", parser=_path, metavar="PATH", help="Output folder, or a file for one picture."),
-]
-NoiseOption = Annotated[
-    str | None, typer.Option(help=f"Noise model instead of --sigma: {', '.join(NOISES)}, e.g. 'poisson(peak=100)'.")
-]
-CacheOption = Annotated[
-    Path | None,
-    typer.Option(parser=_path, metavar="PATH", help="Folder of downloaded priors; by default that of huggingface_hub."),
-]
-PriorOption = Annotated[str, typer.Option(help="A name, or the folder of a diffusers model.")]
-PromptOption = Annotated[str | None, typer.Option(help="What the pictures show, or a class; of priors that take it.")]
-NegativeOption = Annotated[str | None, typer.Option(help="What they do not show; needs --guidance.")]
-GuidanceOption = Annotated[
-    float | None,
-    typer.Option(help="How closely the prompt is followed: 1 (twice as fast) is the prompt alone, 2 to 7 more."),
-]
-MemoryOption = Annotated[
-    str, typer.Option(help=f"Of folders and hub priors: {', '.join(get_args(Mode))}; see docs/hub-priors.md.")
-]
-OfflineOption = Annotated[bool, typer.Option("--offline", help="Take hub priors from the cache only.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or xpu, with a number such as cuda:1.")]
-DtypeOption = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Of the network: {', '.join(DTYPES)}.  Default: float32, of hub priors on an accelerator bfloat16."
-    ),
-]
-PixelsOption = Annotated[int, typer.Option(min=1, help="Refuse pictures with more pixels than this.")]
-
-
 @app.command("restore")
 def restore_command(
     inputs: Inputs,
@@ -163,7 +120,9 @@ def restore_command(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            parser=_path, metavar="PATH", help="A file with a line 'NAME: PROMPT' per picture, or a folder of NAME.txt."
+            parser=path_of,
+            metavar="PATH",
+            help="A file with a line 'NAME: PROMPT' per picture, or a folder of NAME.txt.",
         ),
     ] = None,
     negative_prompt: NegativeOption = None,
@@ -257,7 +216,7 @@ def degrade_command(
 @app.command("demo")
 def demo_command(
     out: Annotated[
-        Path, typer.Option("-o", "--out", parser=_path, metavar="PATH", help="Folder for the pictures.")
+        Path, typer.Option("-o", "--out", parser=path_of, metavar="PATH", help="Folder for the pictures.")
     ] = Path("invsolve-demo"),
     prior: PriorOption = "natural",
     samples: Annotated[int, typer.Option(min=1, help="Posterior samples per task.")] = 4,
@@ -290,7 +249,9 @@ def validate_command(
     problems: Annotated[int | None, typer.Option(help="Per setting; by default those of a full run.")] = None,
     first: Annotated[int, typer.Option(help="Number of the first problem; 1000 and up are for tuning.")] = 0,
     samples: Annotated[int | None, typer.Option(help="Per problem, or per truth with --calibrate.")] = None,
-    calls: Annotated[int | None, typer.Option(help="Network calls per sample at most; the steps follow.")] = None,
+    calls: Annotated[
+        int | None, typer.Option(help="Network calls per sample at most, unless one step takes more; the steps follow.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Time steps, instead of --calls.")] = None,
     times: Annotated[str, typer.Option(help="suite: its grid; own: the solver's; or a grid's name.")] = "suite",
     particles: Annotated[int | None, typer.Option(help="Samples that see each other; by default all.")] = None,
@@ -300,7 +261,7 @@ def validate_command(
     calibrate: Annotated[bool, typer.Option("--calibrate", help="SBC ranks and TARP coverage instead.")] = False,
     simulations: Annotated[int | None, typer.Option(help="Truths to calibrate with, by default 200.")] = None,
     out: Annotated[
-        Path, typer.Option("-o", "--out", parser=_path, metavar="PATH", help="Folder for the results.")
+        Path, typer.Option("-o", "--out", parser=path_of, metavar="PATH", help="Folder for the results.")
     ] = Path("validation"),
 ) -> None:
     """Compare samplers with exact posteriors.
@@ -380,7 +341,9 @@ def calibrate_command(
 
 @app.command("fit")
 def fit_command(
-    out: Annotated[Path, typer.Option("-o", "--out", parser=_path, metavar="PATH", help="Folder for the fitted flow.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=path_of, metavar="PATH", help="Folder for the fitted flow.")
+    ],
     inputs: Annotated[
         list[str] | None, typer.Argument(help="Pictures, folders of pictures, or globs; or give --prior.")
     ] = None,
@@ -477,16 +440,16 @@ def convert_command(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            parser=_path,
+            parser=path_of,
             help="A .pt file of ADM (guided-diffusion), DiT or SiT, or a diffusers folder with .bin files.",
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", parser=_path, metavar="PATH", help="Folder to write.")],
+    out: Annotated[Path, typer.Option("-o", "--out", parser=path_of, metavar="PATH", help="Folder to write.")],
     model: Annotated[str | None, typer.Option(help=f"Of a .pt file: {', '.join([*ADM_MODELS, *DIT_MODELS])}.")] = None,
     sha256: Annotated[str | None, typer.Option(help="What the checksum of a .pt file must be.")] = None,
     autoencoder: Annotated[
         Path | None,
-        typer.Option(parser=_path, metavar="PATH", help="Of DiT and SiT: folder of their latents' AutoencoderKL."),
+        typer.Option(parser=path_of, metavar="PATH", help="Of DiT and SiT: folder of their latents' AutoencoderKL."),
     ] = None,
 ) -> None:
     """Write weights that PyTorch saved as a folder of safetensors for --prior; code in them is never run."""
@@ -498,61 +461,13 @@ def list_command(
     what: Annotated[Literal["operators", "priors", "solvers"] | None, typer.Argument(help="By default all.")] = None,
 ) -> None:
     """Name the operators, priors and solvers."""
-    console = _console()
-    for kind in TABLES if what is None else [what]:
-        if what is None:
-            console.print(f"{kind}:")
-        lines = {name: _paragraphs(entry)[0] for name, entry in TABLES[kind].items()}
-        if kind == "priors":
-            lines |= {name: about_card(card) for name, card in load_cards().items()}
-        width = max(map(len, lines))
-        for name, line in lines.items():
-            console.print(f"  {name:{width}}  {line}")
+    list_entries(what, _console())
 
 
 @app.command("info")
 def info_command(name: Annotated[str, typer.Argument(help="Of an operator, prior or solver.")]) -> None:
     """Describe an operator, prior or solver and its fields."""
-    found = [(kind, table[name]) for kind, table in TABLES.items() if name in table]
-    if name in load_cards():
-        _console().print(f"{name} (prior of the model hub)\n\n{describe_card(find_card(name))}")
-        return
-    if not found:
-        known = "; ".join(f"{kind}: {', '.join(table)}" for kind, table in TABLES.items())
-        known += f"; priors of the hub: {', '.join(load_cards())}"
-        raise ValueError(f"Unknown name {name!r}; choose one of {known}.")
-    console = _console()
-    for kind, entry in found:
-        console.print(f"{name} ({kind[:-1]})\n")
-        console.print("\n\n".join(_paragraphs(entry)))
-        if kind == "priors":
-            card = BUNDLED / name / "README.md"  # licence, training data, size and quality of the weights
-            if card.is_file():
-                console.print(f"\n{card.read_text()}")
-            continue
-        console.print("\nFields:" if spec_fields(entry) else "\nNo fields.")
-        for field in spec_fields(entry):
-            console.print(f"  {field}{' (required)' if field.required else ''}")
-        if kind == "solvers":
-            console.print(f"\n{_claims(SOLVERS[name])}")
-
-
-def _claims(solver: type[Solver[Any]]) -> str:
-    """What a solver needs, what its samples are, and what it does by default."""
-    needs = "any operator" if solver.requires is Operator else f"a {solver.requires.__name__}"
-    follows = (
-        "follow the posterior, given enough steps" if solver.samples_posterior else "need not follow the posterior"
-    )
-    together = "; the samples of one picture see each other" if solver.interacting else ""
-    return (
-        f"Takes {needs}.  Its samples {follows}{together}.  By default {solver.steps} steps of the grid {solver.times}."
-    )
-
-
-def _paragraphs(entry: Callable[..., Any]) -> list[str]:
-    """The docstring, whose first paragraph is what a list shows in one line."""
-    first, *rest = (inspect.getdoc(entry) or "").split("\n\n")
-    return [" ".join(first.split()), *rest]
+    describe_entry(name, _console())
 
 
 def _version(wanted: bool) -> None:

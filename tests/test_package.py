@@ -31,7 +31,8 @@ ORDER = [
     *("metrics", "mmd", "sample", "features", "result", "solver", "solvers", "solve", "validate", "calibrate"),
     *("stages", "fit"),
     *("api", "record", "choices", "prompts", "progress", "demo", "allocator"),
-    *("cli_calibrate", "cli_degrade", "cli_fit", "cli_prior", "cli_restore", "cli_validate", "cli"),
+    *("cli_options", "cli_calibrate", "cli_degrade", "cli_fit", "cli_prior", "cli_info", "cli_restore", "cli_validate"),
+    "cli",
 ]
 HEAVY = ("diffusers", "transformers", "accelerate", "lpips", "kornia", "matplotlib", "skimage", "scipy", "typer")
 
