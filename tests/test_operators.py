@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-import io
 import json
 import math
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from files import KERNEL_FILE, SHAPE, mask_file, randn, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import Tensor
 
-from invsolve.images import load_image, load_mask
 from invsolve.linalg import dot, expand_to, norm
 from invsolve.operators import (
     JPEG,
@@ -42,24 +39,6 @@ from invsolve.operators import (
     masks,
     operator_fields,
 )
-
-SHAPE = (3, 7, 8)  # odd and even, not square; brute force takes (C H W)^2 steps
-FILES = tempfile.TemporaryDirectory()  # mask, kernel and JPEG files of the cases; removed at exit
-CORNER_KERNEL = [[0, 0, 0, 0, 0], [0, 255, 0, 0, 0], [0, 120, 30, 0, 0], [0, 0, 0, 60, 0], [0, 0, 0, 0, 0]]
-
-
-def save(name: str, values: Any) -> str:
-    path = Path(FILES.name, name)
-    Image.fromarray(np.asarray(values, dtype=np.uint8)).save(path)
-    return str(path)
-
-
-def mask_file(shape: tuple[int, int]) -> str:
-    """White (the hole) in the first two rows and at one pixel, 129 there; the rest is dark grey."""
-    picture = np.full(shape, 100)
-    picture[:2], picture[4, 3] = 255, 129
-    return save(f"mask_{shape[0]}x{shape[1]}.png", picture)
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Brute force: loops over pixels, (C, H, W) arrays
@@ -189,7 +168,6 @@ def hidden_in(mask: Callable[..., Tensor]) -> Callable[[np.ndarray], np.ndarray]
     return lambda x: hide(x, lambda i, j: observed[i, j] == 0)
 
 
-KERNEL_FILE = save("kernel.png", CORNER_KERNEL)
 CASES = [
     fixed("identity", lambda x: x),
     Case(
@@ -218,10 +196,6 @@ LINEAR = [case for case in CASES if case.brute is not None]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_linear = pytest.mark.parametrize("case", LINEAR, ids=str)
-
-
-def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -768,322 +742,3 @@ def test_product_of_unequal_shapes_gives_the_sentence() -> None:
             ValueError, match=r"gives \(3, 4, 4\); build the left operator with image_shape=\(3, 4, 4\)"
         ):
             outer @ build_operator("downsample", SHAPE, factor=2)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Kernels and masks
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-KERNELS = {
-    "gaussian": lambda: kernels.gaussian(1.3),
-    "gaussian of 5": lambda: kernels.gaussian(25.0, size=5),
-    "uniform": lambda: kernels.uniform(9),
-    **{f"motion {a}": lambda a=a: kernels.linear_motion(15.0, a) for a in (0.0, 45.0, 90.0, 127.3)},
-    "motion 1": lambda: kernels.linear_motion(1.0, 30.0),
-    **{f"shake {s}, {i}": lambda s=s, i=i: kernels.camera_shake(31, s, i) for s in range(4) for i in (0.0, 0.5, 1.0)},
-    "smallest shake": lambda: kernels.camera_shake(3, 0, 0.5),
-    "file": lambda: kernels.from_file(KERNEL_FILE),
-}
-
-
-def centre(kernel: Tensor) -> Tensor:
-    """Centre of mass (row, column) from the middle pixel."""
-    rows, columns = (torch.arange(n) - n // 2 for n in kernel.shape)
-    return torch.stack(((kernel.sum(dim=1) * rows).sum(), (kernel.sum(dim=0) * columns).sum()))
-
-
-@pytest.mark.parametrize("make", KERNELS.values(), ids=KERNELS)
-def test_kernel_is_normalised_and_centred(make: Callable[[], Tensor]) -> None:
-    kernel = make()
-    assert kernel.dtype == torch.float64 and all(n % 2 == 1 for n in kernel.shape)
-    assert (kernel >= 0).all() and abs(kernel.sum() - 1) < 1e-12
-    assert centre(kernel).abs().max() < 1e-9
-
-
-def test_gaussian_has_its_width() -> None:
-    kernel = kernels.gaussian(1.7)
-    offsets = torch.arange(len(kernel)) - len(kernel) // 2
-    assert abs((kernel.sum(dim=0) * offsets**2).sum() - 1.7**2) < 1e-2
-    assert kernels.gaussian(25.0, size=5).shape == (5, 5)
-
-
-def covariance(kernel: Tensor) -> Tensor:
-    """Second moments (2, 2) about the middle pixel, rows first."""
-    offsets = torch.arange(len(kernel), dtype=torch.float64) - len(kernel) // 2
-    grid = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"))
-    return torch.einsum("ipq,jpq,pq->ij", grid, grid, kernel)
-
-
-@pytest.mark.parametrize(("angle", "direction"), [(0.0, (0, 1)), (90.0, (1, 0)), (30.0, (-0.5, math.sqrt(0.75)))])
-def test_motion_has_its_direction_and_length(angle: float, direction: tuple[float, float]) -> None:
-    """The covariance of a segment of length L along u is L^2 / 12 u u^T; sharing among pixels adds at most 1/4."""
-    u = torch.tensor(direction, dtype=torch.float64)
-    assert (covariance(kernels.linear_motion(21.0, angle)) - 21.0**2 / 12 * torch.outer(u, u)).abs().max() < 0.26
-
-
-def test_shake_is_its_seed() -> None:
-    kernel = kernels.camera_shake(31, 0, 0.5)
-    assert torch.equal(kernel, kernels.camera_shake(31, 0, 0.5))
-    assert (kernel - kernels.camera_shake(31, 1, 0.5)).abs().max() > 1e-3
-    assert (kernel - kernel.flip(0, 1)).abs().max() > 1e-3  # not symmetric: tells convolution from correlation
-
-
-def test_shake_bends_with_its_intensity() -> None:
-    """The ratio of its widths is nearly 0 for a straight line."""
-
-    def roundness(intensity: float) -> float:
-        widths = torch.linalg.eigvalsh(covariance(kernels.camera_shake(31, 0, intensity)))
-        return float(widths[0] / widths[1])
-
-    assert roundness(0.0) < 0.01 < roundness(0.5)
-
-
-def test_centred_kernel_file_is_not_changed() -> None:
-    cross = np.array([[0, 0, 0, 0, 0], [0, 0, 90, 0, 0], [0, 60, 200, 60, 0], [0, 0, 90, 0, 0], [0, 0, 0, 0, 0]])
-    expected = torch.from_numpy(cross[1:4, 1:4] / cross.sum())  # without its black border
-    torch.testing.assert_close(kernels.from_file(save("cross.png", cross)), expected, rtol=0, atol=1e-12)
-
-
-def test_kernel_file_of_16_bits_keeps_its_precision() -> None:
-    path = Path(FILES.name, "deep.png")
-    Image.fromarray(np.array([[300, 1000, 300]], dtype=np.uint16)).save(path)
-    row = kernels.from_file(str(path))[1]
-    torch.testing.assert_close(row, torch.tensor([300.0, 1000.0, 300.0]).double() / 1600)
-
-
-def test_mask_file_is_read_as_the_command_line_reads_it() -> None:
-    """By the mean of the channels, not by luma, which differs for green and blue; and upright."""
-    colours = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
-    colours[0, :3] = [[0, 255, 0], [150, 0, 240], [128, 127, 127]]
-    for orientation in range(1, 9):
-        path = str(Path(FILES.name, f"colours{orientation}.png"))
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        Image.fromarray(colours).save(path, exif=exif)
-        assert torch.equal(masks.from_file(path) == 0, load_mask(path))
-    assert masks.from_file(str(Path(FILES.name, "colours1.png")))[0, :3].tolist() == [1, 0, 1]
-    assert masks.from_file(path).shape == (12, 9)
-
-
-def test_too_large_a_picture_gives_the_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow's guard against bombs, here of 50 pixels, raises an exception of its own."""
-    path = str(Path(FILES.name, "large.jpg"))
-    Image.fromarray(np.zeros((16, 16), dtype=np.uint8)).save(path)
-    operator = build_operator("jpeg", (1, 16, 16))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    for name, fields in [
-        ("jpeg", {"tables_from": path}),
-        ("inpaint", {"mask": path}),
-        ("blur-kernel", {"kernel": path}),
-    ]:
-        with pytest.raises(ValueError, match=r"has more pixels than can be .*; make the picture smaller"):
-            build_operator(name, (1, 16, 16), **fields)
-    assert operator(torch.zeros(1, 1, 16, 16)).isfinite().all()  # a picture in memory is no bomb
-
-
-@pytest.mark.parametrize("mask", [masks.random, masks.brush])
-def test_mask_is_its_seed(mask: Callable[..., Tensor]) -> None:
-    assert torch.equal(mask((40, 31), 0.3, 0), mask((40, 31), 0.3, 0))
-    assert not torch.equal(mask((40, 31), 0.3, 0), mask((40, 31), 0.3, 1))
-
-
-@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.7])
-def test_mask_hides_its_fraction(fraction: float) -> None:
-    assert (masks.random((40, 31), fraction, 0) == 0).sum() == round(fraction * 40 * 31)
-    dab = math.pi * (0.05 * 96) ** 2 / (96 * 128)
-    hidden = 1 - float(masks.brush((96, 128), fraction, 0).mean())
-    assert fraction <= hidden < fraction + dab
-
-
-def test_brush_strokes_are_thick() -> None:
-    """Nearly every hidden pixel has a hidden neighbour on the same row, unlike in a random mask."""
-
-    def lonely(observed: Tensor) -> float:
-        hidden = torch.nn.functional.pad(1 - observed, (1, 1))
-        return float((hidden[:, 1:-1] * (1 - hidden[:, :-2]) * (1 - hidden[:, 2:])).sum() / hidden.sum())
-
-    assert lonely(masks.brush((96, 96), 0.25, 0)) < 0.05 < 0.5 < lonely(masks.random((96, 96), 0.25, 0))
-
-
-def test_masks_leave_global_randomness_alone() -> None:
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    masks.brush((16, 16), 0.3, 0), masks.random((16, 16), 0.3, 0), kernels.camera_shake(5, 0, 0.5)
-    assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# JPEG
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def picture(channels: int = 3, height: int = 37, width: int = 50) -> Tensor:
-    """Smooth shapes, an edge and some noise, on whole grey levels: (1, C, H, W) in [-1, 1], float64."""
-    rows, columns = torch.arange(height)[:, None] / 9.0, torch.arange(width)[None] / 7.0
-    waves = torch.stack([torch.sin(rows + c) * torch.cos(columns - 2 * c) for c in range(channels)])
-    waves = 0.7 * waves + 0.3 * (columns > 3) + 0.05 * randn(channels, height, width)
-    return ((waves.clamp(-1, 1)[None] + 1) * 127.5).round() / 127.5 - 1
-
-
-def pillow(x: Tensor, **options: Any) -> Tensor:
-    """Save and load with Pillow alone."""
-    pixels = ((x[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels.squeeze()).save(file, "JPEG", **options)
-    decoded = np.asarray(Image.open(file), dtype=np.float64).reshape(pixels.shape)
-    return torch.from_numpy(decoded).permute(2, 0, 1)[None] / 127.5 - 1
-
-
-CODECS = [
-    (channels, quality, subsampling)
-    for channels, subsampling in [(3, "4:2:0"), (3, "4:4:4"), (1, "4:4:4")]
-    for quality in (5, 10, 50, 95)
-]
-
-
-@pytest.mark.parametrize(("channels", "quality", "subsampling"), CODECS)
-def test_jpeg_is_pillows(channels: int, quality: int, subsampling: str) -> None:
-    x = picture(channels)
-    operator = build_operator("jpeg", tuple(x.shape[1:]), quality=quality, subsampling=subsampling)
-    expected = pillow(x, quality=quality, subsampling=subsampling)
-    torch.testing.assert_close(operator(x), expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(operator(x.requires_grad_(True)).detach(), expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("channels", "quality", "subsampling"), CODECS)
-def test_soft_codec_follows_the_true_one(channels: int, quality: int, subsampling: str) -> None:
-    """It misses the true result by less than the compression changes the picture."""
-    x = picture(channels)
-    operator = build_operator("jpeg", tuple(x.shape[1:]), quality=quality, subsampling=subsampling)
-    y = operator(x)
-    assert (operator.soft(x) - y).norm() < 0.6 * (y - x).norm()
-
-
-@pytest.mark.parametrize(("channels", "subsampling"), [(3, "4:2:0"), (3, "4:4:4"), (1, "4:2:0")])
-def test_jpeg_gradient_is_the_slope_of_the_soft_codec(channels: int, subsampling: str) -> None:
-    x = 0.8 * picture(channels, 19, 23)
-    operator = build_operator("jpeg", tuple(x.shape[1:]), quality=40, subsampling=subsampling)
-    direction, v, h = randn(*x.shape, seed=1), randn(*x.shape, seed=2), 1e-7
-    leaf = x.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(operator(leaf), leaf, v)
-    slope = (v * (operator.soft(x + h * direction) - operator.soft(x - h * direction))).sum() / (2 * h)
-    assert gradient.isfinite().all() and gradient.norm() > 0.1
-    assert float((gradient * direction).sum()) == pytest.approx(float(slope), rel=1e-3)
-
-
-def test_jpeg_explains_its_data() -> None:
-    """A(A^+ y) = y but for clipping and rounding to 8 bits."""
-    x = picture()
-    operator = build_operator("jpeg", tuple(x.shape[1:]), quality=10)
-    y = operator(x)
-    assert (operator(operator.pinv(y)) - y).norm() < 0.1 * (y - x).norm()
-
-
-@pytest.mark.parametrize(("channels", "quality", "subsampling"), CODECS)
-def test_jpeg_projection_leaves_the_true_picture(channels: int, quality: int, subsampling: str) -> None:
-    """Every coefficient of the true picture is in its cell; the cells of cut blocks are known less well."""
-    x = 0.8 * picture(channels, 48, 64)  # no clipping
-    operator = build_operator("jpeg", tuple(x.shape[1:]), quality=quality, subsampling=subsampling)
-    x = (x * 127.5).round() / 127.5
-    y = operator(x)
-    kept = operator.project(x, y)
-    assert (kept - x).norm() < (0.02 if quality < 90 else 0.3) * (y - x).norm()  # steps of 1 drown in rounding
-    cut = x[..., :37, :50]
-    odd = build_operator("jpeg", tuple(cut.shape[1:]), quality=quality, subsampling=subsampling)
-    assert (odd.project(cut, odd(cut)) - cut).norm() < 0.3 * (odd(cut) - cut).norm()
-
-
-@pytest.mark.parametrize(("channels", "subsampling"), [(3, "4:2:0"), (3, "4:4:4"), (1, "4:2:0")])
-def test_jpeg_projection_takes_the_nearest_picture_that_explains_y(channels: int, subsampling: str) -> None:
-    """A picture between the true one and y is in the cells already; one far off lands on their edge, half way to y."""
-    x = 0.8 * picture(channels, 48, 64)
-    operator = build_operator("jpeg", tuple(x.shape[1:]), quality=20, subsampling=subsampling)
-    y = operator(x)
-    between = 0.3 * x + 0.7 * y
-    assert (operator.project(between, y) - between).norm() < 0.05 * (y - x).norm()
-    far = torch.zeros_like(x)
-    moved = operator.project(far, y)
-    assert (operator.project(moved, y) - moved).norm() < 0.05 * (moved - far).norm()
-    assert (moved - y).norm() < 0.5 * (far - y).norm()
-    inside = moved + 0.2 * (y - moved)  # off the edge, where rounding decides
-    assert (operator(inside) - y).norm() < 0.1 * (far - y).norm()
-
-
-@pytest.mark.parametrize(("quality", "subsampling"), [(23, "4:2:0"), (77, "4:4:4")])
-def test_jpeg_as_another_file(quality: int, subsampling: str) -> None:
-    path = str(Path(FILES.name, f"compressed{quality}.jpg"))
-    Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(path, quality=quality, subsampling=subsampling)
-    x = picture()
-    operator = build_operator("jpeg", tuple(x.shape[1:]), tables_from=path)
-    assert operator.subsampling == subsampling
-    expected = pillow(x, quality=quality, subsampling=subsampling)
-    torch.testing.assert_close(operator(x), expected, rtol=0, atol=1e-12)
-
-
-def test_jpeg_of_a_grey_file() -> None:
-    path = str(Path(FILES.name, "grey.jpg"))
-    Image.fromarray(np.zeros((20, 30), dtype=np.uint8)).save(path, quality=35)
-    x = picture(1)
-    operator = build_operator("jpeg", tuple(x.shape[1:]), tables_from=path)
-    torch.testing.assert_close(operator(x), pillow(x, quality=35), rtol=0, atol=1e-12)
-
-
-def test_jpeg_refuses_other_subsampling() -> None:
-    path = str(Path(FILES.name, "wide.jpg"))
-    Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(path, subsampling="4:2:2")
-    with pytest.raises(ValueError, match="colours subsampled other than 4:4:4 or 4:2:0"):
-        build_operator("jpeg", SHAPE, tables_from=path)
-
-
-def turned_file(orientation: int, height: int, width: int, subsampling: str = "4:2:0") -> str:
-    path = str(Path(FILES.name, f"turned{orientation}_{height}x{width}.jpg"))
-    pixels = ((picture(3, height, width)[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(pixels).save(path, quality=8, subsampling=subsampling, exif=exif)
-    return path
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
-def test_jpeg_as_a_turned_file(orientation: int, subsampling: str) -> None:
-    """Its picture is already compressed: the same blocks and steps, upright, change it by far less than others do."""
-    path = turned_file(orientation, 32, 48, subsampling)
-    x = load_image(path).tensor[None]
-    operator = build_operator("jpeg", tuple(x.shape[1:]), tables_from=path)
-    expected = build_operator("jpeg", SHAPE, quality=8, subsampling=subsampling).tables
-    assert torch.equal(operator.tables, expected.mT if orientation > 4 else expected)
-    change = (operator(x) - x).norm()
-    other = JPEG(operator.image_shape, tables=operator.tables.mT, subsampling=operator.subsampling)
-    shifted = torch.roll(operator(torch.roll(x, (3, 3), (2, 3))), (-3, -3), (2, 3))
-    assert change < 0.5 * (other(x) - x).norm() and change < 0.5 * (shifted - x).norm()
-
-
-@pytest.mark.parametrize(("orientation", "height", "width"), [(3, 32, 40), (3, 24, 48), (6, 24, 48), (8, 32, 40)])
-def test_jpeg_refuses_turned_cut_blocks(orientation: int, height: int, width: int) -> None:
-    path = turned_file(orientation, height, width)
-    with pytest.raises(ValueError, match=rf"EXIF orientation {orientation}.* blocks of 16 x 16.*or give the quality"):
-        build_operator("jpeg", SHAPE, tables_from=path)
-
-
-def test_jpeg_refuses_the_tables_of_cmyk(tmp_path: Path) -> None:
-    Image.new("CMYK", (16, 16)).save(tmp_path / "inks.jpg")
-    with pytest.raises(ValueError, match=r"inks.jpg' holds CMYK colours.*give the quality: jpeg\(quality=\.\.\.\)"):
-        build_operator("jpeg", SHAPE, tables_from=str(tmp_path / "inks.jpg"))
-
-
-def test_jpeg_takes_cut_blocks_that_stay_at_the_end() -> None:
-    for orientation, height, width in [(1, 25, 41), (5, 25, 41), (6, 32, 41), (8, 25, 48)]:
-        operator = build_operator("jpeg", SHAPE, tables_from=turned_file(orientation, height, width))
-        assert operator.data_shape == SHAPE
-
-
-def test_jpeg_without_table_0_gives_the_sentence() -> None:
-    """The number of each table, after the marker and the length, becomes 1 or 2; the frame's header is left alone."""
-    path = Path(turned_file(1, 16, 16))
-    data = bytearray(path.read_bytes())
-    for number, start in enumerate([i for i in range(len(data)) if data[i : i + 4] == b"\xff\xdb\x00\x43"], start=1):
-        data[start + 4] = number
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"has quantisation tables \[1, 2\] but no table 0; save it again"):
-        build_operator("jpeg", SHAPE, tables_from=str(path))

@@ -1,0 +1,157 @@
+"""Blur kernels and masks: their shapes, seeds and files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from files import FILES, KERNEL_FILE, save
+from PIL import Image
+from torch import Tensor
+
+from invsolve.images import load_mask
+from invsolve.operators import (
+    build_operator,
+    kernels,
+    masks,
+)
+
+KERNELS = {
+    "gaussian": lambda: kernels.gaussian(1.3),
+    "gaussian of 5": lambda: kernels.gaussian(25.0, size=5),
+    "uniform": lambda: kernels.uniform(9),
+    **{f"motion {a}": lambda a=a: kernels.linear_motion(15.0, a) for a in (0.0, 45.0, 90.0, 127.3)},
+    "motion 1": lambda: kernels.linear_motion(1.0, 30.0),
+    **{f"shake {s}, {i}": lambda s=s, i=i: kernels.camera_shake(31, s, i) for s in range(4) for i in (0.0, 0.5, 1.0)},
+    "smallest shake": lambda: kernels.camera_shake(3, 0, 0.5),
+    "file": lambda: kernels.from_file(KERNEL_FILE),
+}
+
+
+def centre(kernel: Tensor) -> Tensor:
+    """Centre of mass (row, column) from the middle pixel."""
+    rows, columns = (torch.arange(n) - n // 2 for n in kernel.shape)
+    return torch.stack(((kernel.sum(dim=1) * rows).sum(), (kernel.sum(dim=0) * columns).sum()))
+
+
+@pytest.mark.parametrize("make", KERNELS.values(), ids=KERNELS)
+def test_kernel_is_normalised_and_centred(make: Callable[[], Tensor]) -> None:
+    kernel = make()
+    assert kernel.dtype == torch.float64 and all(n % 2 == 1 for n in kernel.shape)
+    assert (kernel >= 0).all() and abs(kernel.sum() - 1) < 1e-12
+    assert centre(kernel).abs().max() < 1e-9
+
+
+def test_gaussian_has_its_width() -> None:
+    kernel = kernels.gaussian(1.7)
+    offsets = torch.arange(len(kernel)) - len(kernel) // 2
+    assert abs((kernel.sum(dim=0) * offsets**2).sum() - 1.7**2) < 1e-2
+    assert kernels.gaussian(25.0, size=5).shape == (5, 5)
+
+
+def covariance(kernel: Tensor) -> Tensor:
+    """Second moments (2, 2) about the middle pixel, rows first."""
+    offsets = torch.arange(len(kernel), dtype=torch.float64) - len(kernel) // 2
+    grid = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"))
+    return torch.einsum("ipq,jpq,pq->ij", grid, grid, kernel)
+
+
+@pytest.mark.parametrize(("angle", "direction"), [(0.0, (0, 1)), (90.0, (1, 0)), (30.0, (-0.5, math.sqrt(0.75)))])
+def test_motion_has_its_direction_and_length(angle: float, direction: tuple[float, float]) -> None:
+    """The covariance of a segment of length L along u is L^2 / 12 u u^T; sharing among pixels adds at most 1/4."""
+    u = torch.tensor(direction, dtype=torch.float64)
+    assert (covariance(kernels.linear_motion(21.0, angle)) - 21.0**2 / 12 * torch.outer(u, u)).abs().max() < 0.26
+
+
+def test_shake_is_its_seed() -> None:
+    kernel = kernels.camera_shake(31, 0, 0.5)
+    assert torch.equal(kernel, kernels.camera_shake(31, 0, 0.5))
+    assert (kernel - kernels.camera_shake(31, 1, 0.5)).abs().max() > 1e-3
+    assert (kernel - kernel.flip(0, 1)).abs().max() > 1e-3  # not symmetric: tells convolution from correlation
+
+
+def test_shake_bends_with_its_intensity() -> None:
+    """The ratio of its widths is nearly 0 for a straight line."""
+
+    def roundness(intensity: float) -> float:
+        widths = torch.linalg.eigvalsh(covariance(kernels.camera_shake(31, 0, intensity)))
+        return float(widths[0] / widths[1])
+
+    assert roundness(0.0) < 0.01 < roundness(0.5)
+
+
+def test_centred_kernel_file_is_not_changed() -> None:
+    cross = np.array([[0, 0, 0, 0, 0], [0, 0, 90, 0, 0], [0, 60, 200, 60, 0], [0, 0, 90, 0, 0], [0, 0, 0, 0, 0]])
+    expected = torch.from_numpy(cross[1:4, 1:4] / cross.sum())  # without its black border
+    torch.testing.assert_close(kernels.from_file(save("cross.png", cross)), expected, rtol=0, atol=1e-12)
+
+
+def test_kernel_file_of_16_bits_keeps_its_precision() -> None:
+    path = Path(FILES.name, "deep.png")
+    Image.fromarray(np.array([[300, 1000, 300]], dtype=np.uint16)).save(path)
+    row = kernels.from_file(str(path))[1]
+    torch.testing.assert_close(row, torch.tensor([300.0, 1000.0, 300.0]).double() / 1600)
+
+
+def test_mask_file_is_read_as_the_command_line_reads_it() -> None:
+    """By the mean of the channels, not by luma, which differs for green and blue; and upright."""
+    colours = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    colours[0, :3] = [[0, 255, 0], [150, 0, 240], [128, 127, 127]]
+    for orientation in range(1, 9):
+        path = str(Path(FILES.name, f"colours{orientation}.png"))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(colours).save(path, exif=exif)
+        assert torch.equal(masks.from_file(path) == 0, load_mask(path))
+    assert masks.from_file(str(Path(FILES.name, "colours1.png")))[0, :3].tolist() == [1, 0, 1]
+    assert masks.from_file(path).shape == (12, 9)
+
+
+def test_too_large_a_picture_gives_the_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's guard against bombs, here of 50 pixels, raises an exception of its own."""
+    path = str(Path(FILES.name, "large.jpg"))
+    Image.fromarray(np.zeros((16, 16), dtype=np.uint8)).save(path)
+    operator = build_operator("jpeg", (1, 16, 16))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    for name, fields in [
+        ("jpeg", {"tables_from": path}),
+        ("inpaint", {"mask": path}),
+        ("blur-kernel", {"kernel": path}),
+    ]:
+        with pytest.raises(ValueError, match=r"has more pixels than can be .*; make the picture smaller"):
+            build_operator(name, (1, 16, 16), **fields)
+    assert operator(torch.zeros(1, 1, 16, 16)).isfinite().all()  # a picture in memory is no bomb
+
+
+@pytest.mark.parametrize("mask", [masks.random, masks.brush])
+def test_mask_is_its_seed(mask: Callable[..., Tensor]) -> None:
+    assert torch.equal(mask((40, 31), 0.3, 0), mask((40, 31), 0.3, 0))
+    assert not torch.equal(mask((40, 31), 0.3, 0), mask((40, 31), 0.3, 1))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.7])
+def test_mask_hides_its_fraction(fraction: float) -> None:
+    assert (masks.random((40, 31), fraction, 0) == 0).sum() == round(fraction * 40 * 31)
+    dab = math.pi * (0.05 * 96) ** 2 / (96 * 128)
+    hidden = 1 - float(masks.brush((96, 128), fraction, 0).mean())
+    assert fraction <= hidden < fraction + dab
+
+
+def test_brush_strokes_are_thick() -> None:
+    """Nearly every hidden pixel has a hidden neighbour on the same row, unlike in a random mask."""
+
+    def lonely(observed: Tensor) -> float:
+        hidden = torch.nn.functional.pad(1 - observed, (1, 1))
+        return float((hidden[:, 1:-1] * (1 - hidden[:, :-2]) * (1 - hidden[:, 2:])).sum() / hidden.sum())
+
+    assert lonely(masks.brush((96, 96), 0.25, 0)) < 0.05 < 0.5 < lonely(masks.random((96, 96), 0.25, 0))
+
+
+def test_masks_leave_global_randomness_alone() -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    masks.brush((16, 16), 0.3, 0), masks.random((16, 16), 0.3, 0), kernels.camera_shake(5, 0, 0.5)
+    assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
