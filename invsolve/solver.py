@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, get_args
@@ -56,12 +57,17 @@ class Solver(abc.ABC, Generic[State]):
 
 
 def check_range(solver: Solver[Any], low: float, high: float, *names: str) -> None:
-    """Refuse hyperparameters outside [low, high], or not finite, with one sentence; None is a choice of its own."""
+    """Refuse hyperparameters outside [low, high], not finite, or not whole where they are whole numbers, with one
+    sentence; None is a choice of its own.
+    """
+    whole = {field.name for field in dataclasses.fields(solver) if "int" in str(field.type).split(" | ")}
     for name in names:
         value = getattr(solver, name)
-        if value is not None and not (low <= value <= high and math.isfinite(value)):
+        fits = value is None or (low <= value <= high and math.isfinite(value))
+        if not fits or (name in whole and value is not None and value != int(value)):
             bound = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
-            raise ValueError(f"{type(solver).__name__}: {name} must be {bound}, got {value!r}.")
+            kind = "a whole number " if name in whole else ""
+            raise ValueError(f"{type(solver).__name__}: {name} must be {kind}{bound}, got {value!r}.")
 
 
 def check_choice(solver: Solver[Any], name: str, choices: Any) -> None:

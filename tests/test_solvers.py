@@ -268,6 +268,20 @@ def test_infinite_hyperparameters_are_refused(spec):
         SOLVERS[name](**{field: math.inf})
 
 
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        (name, field.name)
+        for name, solver in SOLVERS.items()
+        for field in dataclasses.fields(solver)
+        if "int" in str(field.type).split(" | ")
+    ],
+)
+def test_counts_are_whole_numbers(name, field):
+    with pytest.raises(ValueError, match=f"{field} must be a whole number .*, got 2.5"):
+        SOLVERS[name](**{field: 2.5})
+
+
 def test_a_single_step_of_the_vp_grid_is_from_noise():
     assert float(PRIOR.schedule.ratio(make_times("vp", 1, PRIOR.schedule)[0])) > 100
 

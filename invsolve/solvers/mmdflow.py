@@ -110,7 +110,7 @@ class MMDFlow(Solver[Chain | Particles]):
     def __post_init__(self) -> None:
         check_range(self, 2, math.inf, "pairs")
         check_range(self, 1, math.inf, "flow_steps", "slices")
-        check_range(self, 0, math.inf, "step_size")
+        check_range(self, 0, math.inf, "step_size", "cloud_seed")
         check_range(self, 0, 1, "momentum")
         if self.folder is not None:
             load_fitted(self.folder)  # a mistyped name must not wait for the prior
