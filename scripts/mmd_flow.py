@@ -33,7 +33,7 @@ COLUMNS = ("sw1", "mean_error", "cov_error", "mode_tv", "coverage")
 SHAPE, CANVAS, DRAW_STEPS = (3, 16, 16), 64, 10
 
 
-def digits(out: Path, first: str, pairs: int, problems: int) -> None:
+def digits(out: Path, first: str, pairs: int, problems: int, stages: int | None) -> None:
     """The suite `digits` of `invsolve validate`, from draws of its mixture."""
     suite = find_suite("digits")
     problem = suite.case("bottom-half", 0).problem
@@ -45,17 +45,23 @@ def digits(out: Path, first: str, pairs: int, problems: int) -> None:
 
     if not out.exists():
         if first == "score":
-            settings = FitSettings(stages=1, score_steps=3000, batch=512, lr=2e-3)
+            settings = FitSettings(stages=stages or 1, score_steps=3000, batch=512, lr=2e-3)
         else:
             settings = FitSettings(
-                first=first, stages=4, particles=10_000, slices=64, flow_steps=40, train_steps=400, lr=1e-3
+                first=first,
+                stages=stages or 4,
+                particles=10_000,
+                slices=64,
+                flow_steps=40,
+                train_steps=400,
+                lr=1e-3,
             )
         fit(draw, problem.operator, problem.noise, out, settings, source=f"{pairs} digits of the mixture", report=print)
     steps, rows = len(load_fitted(out).stages), defaultdict(list)
     for case in (suite.case("bottom-half", k) for k in range(problems)):
-        exact, stages = case.exact(suite.reference, 0), []
+        exact, images = case.exact(suite.reference, 0), []
 
-        def keep(*state: Any, kept: list[Tensor] = stages) -> None:
+        def keep(*state: Any, kept: list[Tensor] = images) -> None:
             kept.append(state[-1].image())
 
         solve(
@@ -69,7 +75,7 @@ def digits(out: Path, first: str, pairs: int, problems: int) -> None:
         )
         rows["exact"].append(case.exact(suite.samples, 1))
         rows["prior"].append(case.ignorant(suite.samples, 1))
-        for k, x in enumerate(stages, start=1):
+        for k, x in enumerate(images, start=1):
             rows[f"stage {k}"].append(x)
         for kept in rows.values():
             kept[-1] = list(evaluate(case, kept[-1], exact, COLUMNS).values())
@@ -81,7 +87,7 @@ def digits(out: Path, first: str, pairs: int, problems: int) -> None:
         print(f"{name:8} " + " ".join(f"{v:11.4f}" for v in values.mean(dim=0)) + f"   {ratio:.2f}, {median:.2f}")
 
 
-def crops(out: Path, first: str, pairs: int, problems: int) -> None:
+def crops(out: Path, first: str, pairs: int, problems: int, stages: int | None) -> None:
     """16x16 crops of 64x64 pictures drawn from `natural`, downsampled by 2 with noise 0.1."""
     prior, operator, noise = load_prior("natural"), build_operator("downsample", SHAPE, factor=2), GaussianNoise(0.1)
     times = make_times("karras", DRAW_STEPS, prior.schedule)
@@ -92,7 +98,9 @@ def crops(out: Path, first: str, pairs: int, problems: int) -> None:
         return x, measure(x, operator, noise, rows)
 
     if not out.exists():
-        settings = FitSettings(first=first, stages=2, width=16, batch=32, score_steps=600, train_steps=200, lr=2e-3)
+        settings = FitSettings(
+            first=first, stages=stages or 2, width=16, batch=32, score_steps=600, train_steps=200, lr=2e-3
+        )
         source = f"{pairs} crops drawn from natural"
         fit(lambda: draw(pairs, "pair"), operator, noise, out, settings, source=source, report=print)
     truth, y = draw(problems, "test")
@@ -114,12 +122,13 @@ def main() -> None:
     parser.add_argument("what", choices=("digits", "crops"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--first", choices=("score", "flow"), default="score", help="flow is the paper's")
+    parser.add_argument("--stages", type=int, help="by default 1 for digits, or 4 of --first flow, and 2 for crops")
     parser.add_argument("--pairs", type=int)
     parser.add_argument("--problems", type=int, help="50 digits or 20 crops by default")
     args = parser.parse_args()
     run, pairs, problems = (digits, 500_000, 50) if args.what == "digits" else (crops, 2000, 20)
     start = time.process_time()
-    run(args.out, args.first, args.pairs or pairs, args.problems or problems)
+    run(args.out, args.first, args.pairs or pairs, args.problems or problems, args.stages)
     print(f"{time.process_time() - start:.0f} s of processor time")
 
 
