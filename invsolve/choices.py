@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -23,6 +23,7 @@ __all__ = [
     "check_at_least",
     "choose_dtype",
     "choose_operator",
+    "choose_prompts",
     "fields_for",
     "is_expected",
     "is_file",
@@ -126,20 +127,28 @@ def choose_dtype(options: PriorOptions, device: torch.device) -> str:
     return dtype
 
 
-def open_prior(options: PriorOptions, texts: Sequence[str] | None, device: torch.device) -> Prior:
-    """The prior, asked with the prompts `texts`; where nothing is said of prompts, with what its card says.
+def choose_prompts(options: PriorOptions, texts: Iterable[str] | None, device: torch.device) -> Prompts | None:
+    """What the prior is asked with; None, where nothing is said of prompts, for what its card says.
+
+    Raises:
+        ValueError: a prompt that is no text, or a guidance scale out of range.
+    """
+    if texts is None and options.negative_prompt is None and options.guidance is None:
+        return None
+    return Prompts(
+        texts=("",) if texts is None else tuple(dict.fromkeys(texts)),
+        negative=options.negative_prompt or "",
+        scale=options.guidance,
+        device=device,
+    )
+
+
+def open_prior(options: PriorOptions, prompts: Prompts | None, device: torch.device) -> Prior:
+    """The prior, asked with the prompts.
 
     Raises:
         ValueError: a prior that cannot be had, or a prompt that it does not take.
     """
-    prompts = None
-    if texts is not None or options.negative_prompt is not None or options.guidance is not None:
-        prompts = Prompts(
-            texts=("",) if texts is None else tuple(dict.fromkeys(texts)),
-            negative=options.negative_prompt or "",
-            scale=options.guidance,
-            device=device,
-        )
     return load_prior(
         options.prior,
         DTYPES[choose_dtype(options, device)],

@@ -309,7 +309,13 @@ def calibrate_command(
             "where the prior finds it.",
         ),
     ] = None,
-    size: Annotated[int, typer.Option(help="Side of the middle of each picture that is taken.")] = 256,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the middle of each picture that is taken.  Default: that of a hub prior's training pictures, "
+            "else 256."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -318,8 +324,8 @@ def calibrate_command(
 ) -> None:
     """Measure how well a prior knows the flow at each time: what the solver flair weighs it with.
 
-    Takes 100 network calls for every picture.  The pictures should be clean, and not those the prior was trained on;
-    prompt and guidance those of the restorations to come.
+    Takes 100 network calls for every picture, twice as many with guidance.  The pictures should be clean, and not those
+    the prior was trained on; prompt, guidance and size those of the restorations to come.
     """
     options = CalibrateOptions(
         prior=prior,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import __version__
 from .calibrate import CALIBRATION_SUFFIXES, calibrate, save_calibration
-from .choices import check_at_least, choose_dtype, open_prior
+from .choices import check_at_least, choose_dtype, choose_prompts, open_prior
 from .devices import find_device
 from .images import load_image
 from .priors import BUNDLED, PRIORS, Prior, load_cards, pull
@@ -24,6 +24,7 @@ from .record import Source, check_writable, expand_inputs
 
 __all__ = ["CalibrateOptions", "calibrate_prior"]
 
+SIZE = 256  # of the pictures that the bundled priors are for
 FILE = "calibration.safetensors"  # in the folder of a prior, where it is looked for
 
 
@@ -38,7 +39,7 @@ class CalibrateOptions:
     memory: str
     offline: bool
     cache_dir: Path | None
-    size: int
+    size: int | None
     seed: int
     device: str
     dtype: str | None
@@ -55,8 +56,14 @@ def calibrate_prior(
         ValueError, TypeError, OSError: an option, a path or a picture that cannot be used; nothing was written.
     """
     check_at_least(1, size=options.size, batch_size=options.batch_size)
+    cards = load_cards()
+    trained = cards[options.prior].size if options.prior in cards else SIZE
+    size = trained if options.size is None else options.size
     device = find_device(options.device)
     dtype = choose_dtype(options, device)
+    sources = expand_inputs(inputs, out if out is not None else Path(FILE))
+    texts = read_prompts(sources, options.prompt, None)
+    prompts = choose_prompts(options, None if texts is None else texts.values(), device)
     path = _default_path(options) if out is None else out
     if path.suffix not in CALIBRATION_SUFFIXES:
         raise ValueError(
@@ -64,19 +71,18 @@ def calibrate_prior(
         )
     if path.exists() and not _is_calibration(path):
         raise FileExistsError(f"{path} exists and is not a calibration; choose another file with -o, or remove it.")
-    sources = expand_inputs(inputs, path)
     check_writable(path.parent)
-    texts = read_prompts(sources, options.prompt, None)
-    model = open_prior(options, None if texts is None else list(texts.values()), device)
-    pictures = _middles(sources, model, options, torch.float64 if dtype == "float64" else torch.float32)
+    model = open_prior(options, prompts, device)
+    pictures = _middles(sources, model, options, size, torch.float64 if dtype == "float64" else torch.float32)
     shown = track(pictures, "", total=len(sources), console=errors, transient=True, disable=not errors.is_terminal)
     error = calibrate(model, shown, seed=options.seed, batch_size=options.batch_size)
     name = Path(options.prior).name
     about = {
         "prior": name,
         "pictures": str(len(sources)),
-        "size": str(options.size),
+        "size": str(size),
         "seed": str(options.seed),
+        "dtype": dtype,
         "software": f"invsolve {__version__}, torch {torch.__version__}",
     }
     about |= {
@@ -116,10 +122,10 @@ def _default_path(options: CalibrateOptions) -> Path:
 
 
 def _middles(
-    sources: Sequence[Source], prior: Prior, options: CalibrateOptions, dtype: torch.dtype
+    sources: Sequence[Source], prior: Prior, options: CalibrateOptions, size: int, dtype: torch.dtype
 ) -> Iterator[Tensor]:
     """The middle of every picture, at most size x size, (C, H, W) with the prior's channels."""
-    size, device = options.size, find_device(options.device)
+    device = find_device(options.device)
     for source in sources:
         x = load_image(source.path, options.max_pixels).tensor
         if prior.channels not in (None, len(x)):

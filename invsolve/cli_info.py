@@ -70,7 +70,9 @@ def _claims(solver: type[Solver[Any]]) -> str:
     """What a solver needs, what its samples are, and what it does by default."""
     needs = "any operator" if solver.requires is Operator else f"a {solver.requires.__name__}"
     follows = (
-        "follow the posterior, given enough steps" if solver.samples_posterior else "need not follow the posterior"
+        "follow the posterior, given enough steps and samples"
+        if solver.samples_posterior
+        else "need not follow the posterior"
     )
     together = "; the samples of one picture see each other" if solver.interacting else ""
     return (

@@ -20,6 +20,7 @@ from .choices import (
     check_at_least,
     choose_dtype,
     choose_operator,
+    choose_prompts,
     fields_for,
     is_expected,
     is_file,
@@ -169,9 +170,10 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
     )
     sources = expand_inputs(inputs, out)
     texts = read_prompts(sources, options.prompt, options.prompts)
+    prompts = choose_prompts(options, None if texts is None else texts.values(), device)
     if options.dry_run and options.prior in load_cards():  # gigabytes, for which a dry run is no reason to load them
         return Plan(options, sources, settings, operator, fields, noise, None, None, texts, device)
-    prior = open_prior(options, None if texts is None else list(texts.values()), device)
+    prior = open_prior(options, prompts, device)
     settings = replace(settings, memory=None if prior.memory_mode == "fast" else prior.memory_mode)
     identity = prior_sha256(options.prior, options.cache_dir)
     return Plan(options, sources, settings, operator, fields, noise, prior, identity, texts, device)

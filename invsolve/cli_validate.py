@@ -174,7 +174,7 @@ def _points(row: Row) -> list[Row]:
 
 
 def _calibrate(suite: Suite, rows: list[Row], out: Path, options: ValidateOptions, console: Console) -> None:
-    """Calibration with the operator of the first problem of every setting; calibration.md grows row by row."""
+    """Calibration with the operator of the first problem of every setting; written setting by setting."""
     finished: list[Table] = []
     counts = {
         "simulations": 200 if options.simulations is None else options.simulations,
@@ -189,8 +189,7 @@ def _calibrate(suite: Suite, rows: list[Row], out: Path, options: ValidateOption
                 found.append(calibrate(row, suite, case, **counts, seed=options.seed))
             except (TypeError, ValueError) as reason:  # what it cannot do
                 refused[row.label] = " ".join(str(reason).split())
-            table = calibration_table(f"{suite.name}, {case.setting}", found, refused)
-            save_markdown([*finished, table], out / "calibration.md")
-        _show(table, console)
-        finished.append(table)
+        finished.append(calibration_table(f"{suite.name}, {case.setting}", found, refused))
+        _show(finished[-1], console)
+        save_markdown(finished, out / "calibration.md")
     console.print(f"The results are in {out}.")

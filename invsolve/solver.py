@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
@@ -63,8 +64,9 @@ def check_range(solver: Solver[Any], low: float, high: float, *names: str) -> No
     whole = {field.name for field in dataclasses.fields(solver) if "int" in str(field.type).split(" | ")}
     for name in names:
         value = getattr(solver, name)
-        fits = value is None or (low <= value <= high and math.isfinite(value))
-        if not fits or (name in whole and value is not None and value != int(value)):
+        kinds = numbers.Integral if name in whole else numbers.Real
+        number = isinstance(value, kinds) and not isinstance(value, bool)
+        if value is not None and not (number and low <= value <= high and math.isfinite(value)):
             bound = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
             kind = "a whole number " if name in whole else ""
             raise ValueError(f"{type(solver).__name__}: {name} must be {kind}{bound}, got {value!r}.")

@@ -24,7 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from methods import NotApplicableError, Outcome, Setting, canonical, kind_of, run_method
-from pictures import SIZE, pictures
+from pictures import HELD_OUT, SIZE, pictures
 from recipe import Method, Recipe, Task, checked, load_recipe
 from tables import Row, cells, contact_sheet, save_strip, shown, slug, spread, table, title_of
 from torch import Tensor
@@ -44,6 +44,7 @@ from invsolve import (
     simulate,
 )
 from invsolve.allocator import keep_memory
+from invsolve.atomic import atomic_write
 from invsolve.choices import is_expected, sentence
 from invsolve.devices import find_device
 from invsolve.metrics import coverage, lpips, psnr, ssim
@@ -179,8 +180,7 @@ def write_rows(out: Path, rows: list[Row]) -> None:
     """Add rows, after the end of a line that an interrupted run may have left."""
     path = out / "results.jsonl"
     if path.exists() and not path.read_bytes().endswith(b"\n"):
-        rows = read_rows(out) + rows
-        path.unlink()
+        atomic_write(path, "".join(json.dumps(row) + "\n" for row in read_rows(out)).encode())
     with path.open("a") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -223,13 +223,11 @@ def timing(recipe: Recipe, prior: Prior, truth: Tensor, repetitions: int) -> str
 
 def override(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     """The recipe as the command line changes it: fewer tasks or methods, other solvers, steps or samples."""
-    return recipe.model_copy(
-        update={
-            "prior": args.prior or recipe.prior,
-            "seed": recipe.seed if args.seed is None else args.seed,
-            "tasks": list(_tasks(recipe, args)),
-        }
-    )
+    tasks = list(_tasks(recipe, args))
+    if not tasks:
+        raise ValueError("No method is left; choose others with --tasks, --methods and --solver.")
+    seed = recipe.seed if args.seed is None else args.seed
+    return recipe.model_copy(update={"prior": args.prior or recipe.prior, "seed": seed, "tasks": tasks})
 
 
 def _tasks(recipe: Recipe, args: argparse.Namespace) -> Iterator[Task]:
@@ -248,7 +246,8 @@ def _tasks(recipe: Recipe, args: argparse.Namespace) -> Iterator[Task]:
         methods = [Method(spec=spec) for spec in args.solver] if args.solver else task.methods
         if args.methods:
             methods = [m for m in methods if m.name in args.methods or kind_of(m.name) in args.methods]
-        yield checked(Task, task.model_dump() | {"methods": [m.model_dump() | changes for m in methods]})
+        if methods:
+            yield checked(Task, task.model_dump() | {"methods": [m.model_dump() | changes for m in methods]})
 
 
 def main() -> None:
@@ -267,7 +266,7 @@ def main() -> None:
     parser.add_argument("--prior", help="name or folder instead of the recipe's")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--timing", type=int, metavar="N", help="only time the network methods, N rounds")
+    parser.add_argument("--timing", type=int, default=None, metavar="N", help="only time the network methods, N rounds")
     args = parser.parse_args()
     try:
         compare(args)
@@ -279,17 +278,19 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Run what the command line asks for."""
-    if not args.timing:
+    if args.timing is None:
         metrics.lpips_network()  # now, not after the first row
     keep_memory()
     recipe = override(load_recipe(args.recipe), args)
-    if args.images < 1:
-        raise ValueError(f"--images must be at least 1, got {args.images}.")
+    if args.timing is not None and args.timing < 1:
+        raise ValueError(f"--timing must be at least 1, got {args.timing}.")
+    if not 1 <= args.images <= len(HELD_OUT):
+        raise ValueError(f"--images must be 1 to {len(HELD_OUT)}, got {args.images}.")
     device = find_device(args.device)
     truth = pictures(args.pictures, args.size)[: args.images].to(device)
     prior = load_prior(recipe.prior).to(device)
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.timing:
+    if args.timing is not None:
         text = timing(recipe, prior, truth, args.timing)
         (args.out / "timing.md").write_text(text)
         print(text)

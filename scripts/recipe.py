@@ -9,7 +9,7 @@ import yaml
 from methods import METHODS
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from invsolve import TIMES
+from invsolve import OPERATORS, TIMES
 from invsolve.spec import parse_sigma, parse_spec
 
 
@@ -49,6 +49,12 @@ class Task(Model):
     sigma: float  # in [-1, 1] units
     methods: list[Method]
 
+    @field_validator("operator")
+    @classmethod
+    def _known_operator(cls, value: str) -> str:
+        parse_spec(value, OPERATORS, "operator")
+        return value
+
     @field_validator("sigma", mode="before")
     @classmethod
     def _grey_levels(cls, value: Any) -> Any:
@@ -57,6 +63,8 @@ class Task(Model):
     @field_validator("methods", mode="before")
     @classmethod
     def _plain_specs(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            raise ValueError("expected a list of methods")
         return [{"spec": item} if isinstance(item, str) else item for item in value]
 
     @field_validator("methods")
@@ -91,6 +99,8 @@ def checked(kind: type[AnyModel], values: Any) -> AnyModel:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or kind.__name__.lower()
+        if first["type"] == "value_error":  # a sentence of ours
+            raise ValueError(f"{place}: {first['ctx']['error']}") from error
         raise ValueError(f"{place}: {first['msg']}, got {first['input']!r}.") from error
 
 

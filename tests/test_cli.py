@@ -569,7 +569,9 @@ def test_list_and_info_cover_the_tables() -> None:
     assert "sigma: float = 2.0" in invsolve("info", "blur").stdout
     assert "mask: str (required)" in invsolve("info", "inpaint").stdout
     tds, diffpir = (" ".join(invsolve("info", name).stdout.split()) for name in ("tds", "diffpir"))
-    assert "samples follow the posterior, given enough steps; the samples of one picture see each other" in tds
+    assert (
+        "samples follow the posterior, given enough steps and samples; the samples of one picture see each other" in tds
+    )
     assert "Takes a LinearOperator. Its samples need not follow the posterior." in diffpir
 
 

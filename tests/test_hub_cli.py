@@ -184,6 +184,17 @@ def test_a_dry_run_downloads_nothing(monkeypatch):
     picture("photo.png")
     run = invsolve("restore", "photo.png", "--operator", "identity", "--prior", "sd1.5", "--dry-run", "--device", "cpu")
     assert run.exit_code == 0 and "would restore photo.png" in run.output
+    words = ["restore", "photo.png", "--operator", "identity", "--prior", "sd1.5", "--dry-run", "--guidance", "0.5"]
+    run = invsolve(*words, "--device", "cpu")
+    assert run.exit_code == 2 and "must be 1 to 100, got 0.5" in run.output
+    calibrate = ["calibrate", "--prior", "sd1.5", "--device", "cpu"]
+    for wrong, sentence in (
+        (["nowhere.png"], "nowhere.png does not exist"),
+        (["photo.png", "--guidance", "0.5"], "must be 1 to 100, got 0.5"),
+        (["photo.png", "--prompt", " "], "--prompt is empty"),
+    ):
+        run = invsolve(*calibrate, *wrong)
+        assert run.exit_code == 2 and sentence in run.output
     run = invsolve("restore", "photo.png", "--operator", "identity", "--prior", "sd9", "--dry-run", "--device", "cpu")
     assert run.exit_code == 2 and "Unknown prior 'sd9'" in run.output
 

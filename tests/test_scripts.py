@@ -129,7 +129,10 @@ def test_an_interrupted_comparison_goes_on(scripts, random_lpips, monkeypatch, t
     [
         (["--steps", "0"], "steps: Input should be greater than or equal to 1, got 0"),
         (["--samples", "0"], "samples: Input should be greater than or equal to 1, got 0"),
-        (["--images", "0"], "--images must be at least 1"),
+        (["--images", "0"], "--images must be 1 to 4, got 0"),
+        (["--images", "9"], "--images must be 1 to 4, got 9"),
+        (["--timing", "0"], "--timing must be at least 1, got 0"),
+        (["--methods", "deepinv", "--solver", "dps"], "No method is left"),
         (["--size", "300"], "size must be 1 to 256"),
         (["--methods", "fooo"], "no method 'fooo'; the recipe has"),
         (["--tasks", "fooo"], "no task 'fooo'; the recipe has"),
@@ -137,11 +140,16 @@ def test_an_interrupted_comparison_goes_on(scripts, random_lpips, monkeypatch, t
         (["--prior", "nature"], "Unknown prior 'nature'"),
         (["--recipe", "nowhere.yaml"], "nowhere.yaml: No such file"),
         (["--recipe", "README.md"], "is not a recipe"),
+        (["--recipe", "RECIPE"], "is not a recipe: tasks.0.methods: expected a list of methods"),
         (["--device", "gpu"], "The device 'gpu' is not supported"),
     ],
 )
 def test_a_comparison_refuses_in_one_sentence(words, sentence, scripts, random_lpips, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(ROOT)
+    wrong = tmp_path / "wrong.yaml"
+    task = "{name: a, title: A, operator: identity, sigma: 0, methods: 3}"
+    wrong.write_text(f"{{prior: natural, seed: 0, steps: 1, samples: 1, tasks: [{task}]}}")
+    words = [str(wrong) if word == "RECIPE" else word for word in words]
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, "compare", "--out", tmp_path / "out", *words)
     assert stop.value.code == 2

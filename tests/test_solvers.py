@@ -278,8 +278,9 @@ def test_infinite_hyperparameters_are_refused(spec):
     ],
 )
 def test_counts_are_whole_numbers(name, field):
-    with pytest.raises(ValueError, match=f"{field} must be a whole number .*, got 2.5"):
-        SOLVERS[name](**{field: 2.5})
+    for wrong in (2.5, 2.0, True, "3"):
+        with pytest.raises(ValueError, match=f"{field} must be a whole number .*, got {wrong!r}"):
+            SOLVERS[name](**{field: wrong})
 
 
 def test_a_single_step_of_the_vp_grid_is_from_noise():

@@ -125,23 +125,19 @@ def test_mmps_is_exact_for_gaussians_only():
     assert faults(small_case("mixture"), samples_of("mmps", small_case("mixture"))) != {}
 
 
+TOO_FEW = {("gaussian-100", "mcgdiff")}  # a thousand particles, as its docstring says
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("suite", "name"),
-    [
-        ("gmm25-8", "tds"),
-        ("gmm25-8", "mcgdiff"),
-        ("gmm25-8", "sgfm"),
-        ("gaussian-100", "tds"),
-        ("gaussian-100", "sgfm"),
-    ],
-)
+@pytest.mark.parametrize("suite", ["gmm25-8", "gaussian-100"])
+@pytest.mark.parametrize("name", [name for name in SOLVERS if SOLVERS[name].samples_posterior])
 def test_who_claims_to_sample_the_posterior_does_in_the_suites(suite, name):
     """Within three times the floor in SW1, on three problems, with the settings of the suite."""
     rows = default_rows(find_suite(suite), [name])
     measured = run_suite(find_suite(suite), rows, problems=3, settings=find_suite(suite).settings[-1:])
     sw1 = {row.label: [m.metrics["sw1"] for m in measured if m.row == row.label] for row in rows}
-    assert sum(sw1[rows[-1].label]) < 3 * sum(sw1[EXACT]), sw1
+    holds = sum(sw1[rows[-1].label]) < 3 * sum(sw1[EXACT])
+    assert holds == ((suite, name) not in TOO_FEW), sw1
 
 
 WRONG = {
@@ -602,6 +598,11 @@ def test_tables_and_paired_comparison(tmp_path):
     assert found.difference == pytest.approx(float(differences.mean()), rel=1e-5)
     assert found.interval == pytest.approx(1.96 * float(differences.std()) / 2, rel=1e-5)
     assert found.relative > 1
+    again = [dataclasses.replace(m, seed=1, metrics={"sw1": m.metrics["sw1"] + 100}) for m in measured]
+    assert paired([*measured, *again], PRIOR, EXACT).mean == pytest.approx(found.mean + 50)  # runs of their own
+    refused = dataclasses.replace(measured[0], error="cannot")
+    with pytest.raises(ValueError, match="'exact samples' was not measured on small, gaussian: cannot"):
+        paired([*measured, refused], PRIOR, EXACT)
     with pytest.raises(ValueError, match="common problem"):
         paired(measured, PRIOR, "nobody")
     with pytest.raises(ValueError, match="has no 'ksd'; choose of mean_error"):

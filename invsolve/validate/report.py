@@ -164,16 +164,19 @@ def paired(measured: Iterable[Measured], first: str, second: str, metric: str = 
     """Compare two rows problem by problem; the spread between problems is wider than that between samplers.
 
     Raises:
-        ValueError: they have no problem in common, one was measured with several numbers of steps, or the metric is
-            not among the columns.
+        ValueError: they have no problem in common, one was measured with several numbers of steps or not at all, or
+            the metric is not among the columns.
     """
-    values: dict[str, dict[tuple[str, str, int], float]] = {first: {}, second: {}}
+    values: dict[str, dict[tuple[str, str, int, int, int], float]] = {first: {}, second: {}}
     steps: dict[str, set[int]] = {first: set(), second: set()}
     for record in measured:
         if record.row in values:
             if metric not in record.metrics:
                 raise ValueError(f"{record.suite} has no {metric!r}; choose of {', '.join(record.metrics)}.")
-            values[record.row][record.suite, record.setting, record.problem] = record.metrics[metric]
+            if record.error:
+                raise ValueError(f"{record.row!r} was not measured on {record.suite}, {record.setting}: {record.error}")
+            run = (record.suite, record.setting, record.problem, record.samples, record.seed)
+            values[record.row][run] = record.metrics[metric]
             steps[record.row].add(record.steps)
     for row, found in steps.items():
         if len(found) > 1:

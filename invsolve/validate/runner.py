@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..atomic import atomic_write
 from ..problem import Problem
 from ..result import json_number
 from ..rng import derive_seed
@@ -268,7 +269,7 @@ def _append(path: Path, record: Measured) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
     if torn:
-        path.write_text("".join(f"{r.to_json()}\n" for r in load_records(path)))
+        atomic_write(path, "".join(f"{r.to_json()}\n" for r in load_records(path)).encode())
     with path.open("a") as file:
         file.write(record.to_json() + "\n")
 
