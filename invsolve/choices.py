@@ -143,15 +143,15 @@ def choose_prompts(options: PriorOptions, texts: Iterable[str] | None, device: t
     )
 
 
-def open_prior(options: PriorOptions, prompts: Prompts | None, device: torch.device) -> Prior:
-    """The prior, asked with the prompts.
+def open_prior(options: PriorOptions, dtype: str, prompts: Prompts | None, device: torch.device) -> Prior:
+    """The prior in a dtype of DTYPES, asked with the prompts.
 
     Raises:
         ValueError: a prior that cannot be had, or a prompt that it does not take.
     """
     return load_prior(
         options.prior,
-        DTYPES[choose_dtype(options, device)],
+        DTYPES[dtype],
         prompts=prompts,
         memory=options.memory,
         device=device,

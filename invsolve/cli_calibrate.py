@@ -72,8 +72,9 @@ def calibrate_prior(
     if path.exists() and not _is_calibration(path):
         raise FileExistsError(f"{path} exists and is not a calibration; choose another file with -o, or remove it.")
     check_writable(path.parent)
-    model = open_prior(options, prompts, device)
-    pictures = _middles(sources, model, options, size, torch.float64 if dtype == "float64" else torch.float32)
+    model = open_prior(options, dtype, prompts, device)
+    wide = torch.float64 if dtype == "float64" else torch.float32
+    pictures = (x.to(device, wide) for x in _middles(sources, model, size, options.max_pixels))
     shown = track(pictures, "", total=len(sources), console=errors, transient=True, disable=not errors.is_terminal)
     error = calibrate(model, shown, seed=options.seed, batch_size=options.batch_size)
     name = Path(options.prior).name
@@ -121,16 +122,13 @@ def _default_path(options: CalibrateOptions) -> Path:
     return folder / FILE
 
 
-def _middles(
-    sources: Sequence[Source], prior: Prior, options: CalibrateOptions, size: int, dtype: torch.dtype
-) -> Iterator[Tensor]:
+def _middles(sources: Sequence[Source], prior: Prior, size: int, max_pixels: int) -> Iterator[Tensor]:
     """The middle of every picture, at most size x size, (C, H, W) with the prior's channels."""
-    device = find_device(options.device)
     for source in sources:
-        x = load_image(source.path, options.max_pixels).tensor
+        x = load_image(source.path, max_pixels).tensor
         if prior.channels not in (None, len(x)):
             if len(x) != 1:
                 raise ValueError(f"{source.path} has {len(x)} channels and the prior {prior.channels}; convert it.")
             x = x.expand(prior.channels, -1, -1)
         top, left = (max(length - size, 0) // 2 for length in x.shape[1:])
-        yield x[:, top : top + size, left : left + size].to(device, dtype)
+        yield x[:, top : top + size, left : left + size]

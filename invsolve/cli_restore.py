@@ -173,7 +173,7 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
     prompts = choose_prompts(options, None if texts is None else texts.values(), device)
     if options.dry_run and options.prior in load_cards():  # gigabytes, for which a dry run is no reason to load them
         return Plan(options, sources, settings, operator, fields, noise, None, None, texts, device)
-    prior = open_prior(options, prompts, device)
+    prior = open_prior(options, dtype, prompts, device)
     settings = replace(settings, memory=None if prior.memory_mode == "fast" else prior.memory_mode)
     identity = prior_sha256(options.prior, options.cache_dir)
     return Plan(options, sources, settings, operator, fields, noise, prior, identity, texts, device)

@@ -30,9 +30,7 @@ class Solver(abc.ABC, Generic[State]):
     """
 
     requires: ClassVar[type[Operator]] = Operator  # type: ignore[type-abstract] # the capability it needs of an operator
-    samples_posterior: ClassVar[bool] = (
-        False  # whether they follow p(x | y) of any prior, with enough steps and particles
-    )
+    samples_posterior: ClassVar[bool] = False  # they follow p(x | y) of any prior, given enough steps and particles
     interacting: ClassVar[bool] = False  # particles: the samples of one measurement see each other
     needs_fit: ClassVar[bool] = False  # good on pictures only after a fit; without, in a few dimensions
     latents: ClassVar[bool] = True  # whether it runs through a decoder; one that does not says so with a TypeError

@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--prior", help="name or folder instead of the recipe's")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--timing", type=int, default=None, metavar="N", help="only time the network methods, N rounds")
+    parser.add_argument("--timing", type=int, metavar="N", help="only time the network methods, N rounds")
     args = parser.parse_args()
     try:
         compare(args)
