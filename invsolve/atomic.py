@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["atomic_folder", "atomic_write", "atomic_writes", "check_replaceable"]
+__all__ = ["append_lines", "atomic_folder", "atomic_write", "atomic_writes", "check_replaceable", "read_lines"]
+
+T = TypeVar("T")
 
 MANIFEST = ".invsolve-files"  # in a folder written by `atomic_folder`: the names of what was written
 
@@ -94,3 +97,31 @@ def _beside(path: Path, what: str = "tmp") -> Path:
     """A short hidden name in the same folder, thus on the same disk, that no other process uses."""
     short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     return path.with_name(f".invsolve-{short}.{os.getpid()}.{what}")
+
+
+def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:
+    """What a file of JSON lines holds, by `parse`; a last line without its end was cut short and is left out.
+
+    Raises:
+        ValueError: a line holds something else.
+    """
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            found = parse(line.decode())
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError(f"{path}, line {number}, is not a measurement; move the file away.") from None
+        yield found
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines to a file, in the place of one that an interrupted run may have cut short."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_bytes() if path.exists() else b""
+    whole = before[: before.rfind(b"\n") + 1]
+    if whole != before:
+        atomic_write(path, whole)
+    with path.open("a") as file:
+        file.write("".join(f"{line}\n" for line in lines))

@@ -44,7 +44,7 @@ from invsolve import (
     simulate,
 )
 from invsolve.allocator import keep_memory
-from invsolve.atomic import atomic_write
+from invsolve.atomic import append_lines, read_lines
 from invsolve.choices import is_expected, sentence
 from invsolve.devices import find_device
 from invsolve.metrics import coverage, lpips, psnr, ssim
@@ -163,26 +163,17 @@ def read_rows(out: Path) -> list[Row]:
     Raises:
         ValueError: a line is something else.
     """
-    path, rows = out / "results.jsonl", {}
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            if line:
-                row = json.loads(line)
-                rows[row["id"], row["of"]] = row
-        except (ValueError, TypeError, KeyError):
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number}, is not a row of this script; move the file away.") from None
-    return list(rows.values())
+
+    def keyed(line: str) -> tuple[tuple[str, str], Row]:
+        row = json.loads(line)
+        return (row["id"], row["of"]), row
+
+    return list(dict(read_lines(out / "results.jsonl", keyed)).values())
 
 
 def write_rows(out: Path, rows: list[Row]) -> None:
-    """Add rows, after the end of a line that an interrupted run may have left."""
-    path = out / "results.jsonl"
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        atomic_write(path, "".join(json.dumps(row) + "\n" for row in read_rows(out)).encode())
-    with path.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    """Add rows to those of the folder."""
+    append_lines(out / "results.jsonl", map(json.dumps, rows))
 
 
 def versions() -> dict[str, str]:

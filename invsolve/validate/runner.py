@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..atomic import atomic_write
+from ..atomic import append_lines, read_lines
 from ..problem import Problem
 from ..result import json_number
 from ..rng import derive_seed
@@ -240,7 +240,7 @@ def run_suite(
                 key = _key(suite, case, row, samples, seed)
                 record = known.get(key) or measure(row, suite, case, samples=samples, seed=seed, key=key)
                 if records is not None and key not in known:
-                    _append(records, record)
+                    append_lines(records, [record.to_json()])
                 measured.append(record)
                 report(record)
     return measured
@@ -252,26 +252,7 @@ def load_records(path: Path) -> Iterator[Measured]:
     Raises:
         ValueError: the file holds something else.
     """
-    if not path.exists():
-        return
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            if line:
-                yield Measured.from_json(line.decode())
-        except (ValueError, TypeError, KeyError, AttributeError):
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number}, is not a measurement; move the file away.") from None
-
-
-def _append(path: Path, record: Measured) -> None:
-    """Add a line, after the end of a line that an interrupted run may have left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
-    if torn:
-        atomic_write(path, "".join(f"{r.to_json()}\n" for r in load_records(path)).encode())
-    with path.open("a") as file:
-        file.write(record.to_json() + "\n")
+    return read_lines(path, Measured.from_json)
 
 
 def _key(suite: Suite, case: Case, row: Row, samples: int, seed: int) -> str:
