@@ -9,12 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..linalg import dot, expand_to, norm, value_and_grad
+from ..linalg import dot, expand_to, norm
 from ..priors.base import Prior
 from ..sample import follow_flow
 from ..times import make_times
 
-__all__ = ["Descent", "chi_nll", "descend", "start_descent", "transport", "transport_calls"]
+__all__ = ["Descent", "chi_nll", "descend", "look", "start_descent", "transport", "transport_calls"]
+
+Objective = Callable[[Tensor], tuple[Tensor, Tensor]]  # x (B, *) -> a value (B,) and the z of x that it is the value of
 
 SUFFICIENT = 1e-4  # share of the predicted decrease that a step must bring (Armijo)
 FIRST_STEP = 0.1  # length of the first step as a share of |x|
@@ -38,10 +40,20 @@ def transport_calls(steps: int) -> int:
     return 2 * steps + 2
 
 
+def look(fn: Objective, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The value of fn at x (B, *), its gradient there, and z."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        value, z = fn(leaf)
+        (g,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), g, z.detach()
+
+
 class Descent(NamedTuple):
     """State of a limited-memory BFGS minimisation in which every image has its own step, memory and acceptance."""
 
     x: Tensor  # the best point (B, *)
+    z: Tensor  # that it stands for
     value: Tensor  # there (B,)
     g: Tensor  # gradient there
     direction: Tensor  # in which the next point is tried
@@ -49,22 +61,22 @@ class Descent(NamedTuple):
     pairs: tuple[tuple[Tensor, Tensor, Tensor], ...] = ()  # (change of x, change of g, 1 / their product or 0)
 
 
-def start_descent(fn: Callable[[Tensor], Tensor], x: Tensor) -> Descent:
-    """A descent from x (B, *) on a per-image scalar fn: (B, *) -> (B,); one evaluation."""
-    value, g = value_and_grad(fn, x)
+def start_descent(fn: Objective, x: Tensor) -> Descent:
+    """A descent on fn from x (B, *); one evaluation."""
+    value, g, z = look(fn, x)
     tiny = torch.finfo(x.dtype).tiny
-    return Descent(x, value, g, -g, FIRST_STEP * norm(x) / norm(g).clamp_min(tiny))
+    return Descent(x, z, value, g, -g, FIRST_STEP * norm(x) / norm(g).clamp_min(tiny))
 
 
-def descend(fn: Callable[[Tensor], Tensor], state: Descent, memory: int = 10) -> Descent:
+def descend(fn: Objective, state: Descent, memory: int = 10) -> Descent:
     """Try one point: where it lowers fn enough, it is taken and the next direction is L-BFGS's; elsewhere go less far.
 
     Exactly one evaluation of fn, whatever happens, so that the cost of a run is known and rows do not wait for each
     other.  Where a try failed, the next is the minimum of the parabola through what is known, within [0.1, 0.5].
     """
-    x, value, g, direction, length, pairs = state
+    x, z, value, g, direction, length, pairs = state
     trial = x + expand_to(length, x) * direction
-    trial_value, trial_g = value_and_grad(fn, trial)
+    trial_value, trial_g, trial_z = look(fn, trial)
     predicted = length * dot(g, direction)
     lower = trial_value <= value + SUFFICIENT * predicted  # False for NaN
     tiny = torch.finfo(x.dtype).tiny
@@ -74,11 +86,12 @@ def descend(fn: Callable[[Tensor], Tensor], state: Descent, memory: int = 10) ->
     change, bend = (torch.where(expand_to(useful, x), d, 0) for d in (trial - x, trial_g - g))
     pairs = (*pairs, (change, bend, torch.where(useful, 1 / product, 0)))[-memory:]
 
-    x, g = (torch.where(expand_to(lower, x), new, old) for new, old in ((trial, x), (trial_g, g)))
+    moves = ((trial, x), (trial_z, z), (trial_g, g))
+    x, z, g = (torch.where(expand_to(lower, new), new, old) for new, old in moves)
     shrink = (-predicted / (2 * (trial_value - value - predicted)).clamp_min(tiny)).nan_to_num(0).clamp(0.1, 0.5)
     length = torch.where(lower, 1.0, shrink * length)
     direction = torch.where(expand_to(lower, x), _quasi_newton(g, pairs), direction)
-    return Descent(x, torch.where(lower, trial_value, value), g, direction, length, pairs)
+    return Descent(x, z, torch.where(lower, trial_value, value), g, direction, length, pairs)
 
 
 def _quasi_newton(g: Tensor, pairs: tuple[tuple[Tensor, Tensor, Tensor], ...]) -> Tensor:

@@ -26,9 +26,7 @@ here every picture has its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -38,21 +36,14 @@ from ..rng import ImageRng
 from ..sample import follow_flow
 from ..solver import Solver, check_range
 from ..times import make_times
-from ._source import Descent, chi_nll, descend, start_descent, transport, transport_calls
+from ._source import Descent, Objective, chi_nll, descend, start_descent, transport, transport_calls
 from ._start import first_guess
 
 __all__ = ["DFlow"]
 
 
-class State(NamedTuple):
-    """The minimisation in source space, and where its best point is carried."""
-
-    descent: Descent
-    z: Tensor  # T(x) (B, *latent_shape)
-
-
 @dataclass(frozen=True, kw_only=True)
-class DFlow(Solver[State]):
+class DFlow(Solver[Descent]):
     """D-Flow: the picture whose source point explains the data best, found by gradients through the whole flow.
 
     Arguments:
@@ -78,25 +69,30 @@ class DFlow(Solver[State]):
     def network_calls(self, steps: int) -> int:
         one = transport_calls(self.ode_steps)
         inversion = 2 * self.ode_steps - 2
-        return inversion + one + steps * (self.evaluations + 1) * one
+        return inversion + one + steps * self.evaluations * one
 
-    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
+    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Descent:
         z = prior.encode(first_guess(problem))
         back = make_times("karras", self.ode_steps, prior.schedule).to(z).flip(0)[1:]  # from the last time above 0
         alpha, _ = prior.schedule(back[0])
         x = follow_flow(prior, alpha * z, back, midpoint=True) / prior.schedule(back[-1])[1]
         x = self.blend**0.5 * x + (1 - self.blend) ** 0.5 * rng.randn_like(x)
-        return State(start_descent(self._objective(problem, prior), x), z)
+        return start_descent(self._objective(problem, prior), x)
 
-    def step(self, state: State, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
-        objective, descent = self._objective(problem, prior), state.descent
+    def step(self, state: Descent, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Descent:
+        objective = self._objective(problem, prior)
         for _ in range(self.evaluations):
-            descent = descend(objective, descent)
-        return State(descent, transport(prior, descent.x, self.ode_steps))
+            state = descend(objective, state)
+        return state
 
-    def estimate(self, state: State) -> Tensor:
+    def estimate(self, state: Descent) -> Tensor:
         return state.z
 
-    def _objective(self, problem: Problem, prior: Prior) -> Callable[[Tensor], Tensor]:
-        """L of source points (B, *latent_shape), per image (B,)."""
-        return lambda x: problem.nll(prior.decode(transport(prior, x, self.ode_steps))) + self.weight * chi_nll(x)
+    def _objective(self, problem: Problem, prior: Prior) -> Objective:
+        """L of source points x (B, *latent_shape), and T(x)."""
+
+        def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+            z = transport(prior, x, self.ode_steps)
+            return problem.nll(prior.decode(z)) + self.weight * chi_nll(x), z
+
+        return objective

@@ -30,7 +30,6 @@ posterior exactly if x follows q(x) exp(-J(T(x))).  Only that density of the sou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -43,7 +42,7 @@ from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_choice, check_range
-from ._source import Descent, chi_nll, descend, start_descent, transport, transport_calls
+from ._source import Descent, Objective, chi_nll, descend, look, start_descent, transport, transport_calls
 
 __all__ = ["SGFM"]
 
@@ -62,15 +61,8 @@ class Chain(NamedTuple):
     log_step: Tensor  # (B,)
 
 
-class Optimum(NamedTuple):
-    """The minimisation in source space, and where its best point is carried."""
-
-    descent: Descent
-    z: Tensor  # T(x)
-
-
 @dataclass(frozen=True, kw_only=True)
-class SGFM(Solver[Chain | Optimum]):
+class SGFM(Solver[Chain | Descent]):
     """Sampling of the posterior in the source space of the flow, where the prior is N(0, I); exact in the long run.
 
     That holds for "hmc", for the prior that `ode_steps` steps of the flow make; the optimisers find one point.
@@ -103,25 +95,25 @@ class SGFM(Solver[Chain | Optimum]):
         check_choice(self, "variant", Variant)
 
     def network_calls(self, steps: int) -> int:
-        per_step = self.global_moves + 1 + self.leapfrog_steps if self.variant == "hmc" else self.evaluations + 1
+        per_step = self.global_moves + 1 + self.leapfrog_steps if self.variant == "hmc" else self.evaluations
         return transport_calls(self.ode_steps) * (1 + steps * per_step)
 
-    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Chain | Optimum:
+    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Chain | Descent:
         shape = prior.latent_shape(problem.operator.image_shape)
         x = rng.randn(shape, dtype=problem.y.dtype, device=problem.y.device)
         if self.variant != "hmc":
-            return Optimum(start_descent(self._objective(problem, prior), x), x)
+            return start_descent(self._objective(problem, prior), x)
         z = transport(prior, x, self.ode_steps)
         return Chain(x, z, problem.nll(prior.decode(z)), x.new_full((len(x),), self._longest))
 
     def step(
-        self, state: Chain | Optimum, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng
-    ) -> Chain | Optimum:
-        if isinstance(state, Optimum):
-            descent = state.descent
+        self, state: Chain | Descent, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng
+    ) -> Chain | Descent:
+        if isinstance(state, Descent):
+            objective = self._objective(problem, prior)
             for _ in range(self.evaluations):
-                descent = descend(self._objective(problem, prior), descent)
-            return Optimum(descent, transport(prior, descent.x, self.ode_steps))
+                state = descend(objective, state)
+            return state
         done = 1 - float(LinearFlow().time(prior.schedule.ratio(s)))  # share of the run
         b = (done / self.burn_in) ** POWER if done < self.burn_in else 1.0
         x = state.x
@@ -139,7 +131,7 @@ class SGFM(Solver[Chain | Optimum]):
         log_step = state.log_step + GAIN * (1 - done) * (probability - TARGET)
         return state._replace(log_step=log_step.clamp(max=self._longest))
 
-    def estimate(self, state: Chain | Optimum) -> Tensor:
+    def estimate(self, state: Chain | Descent) -> Tensor:
         return state.z
 
     @property
@@ -152,35 +144,31 @@ class SGFM(Solver[Chain | Optimum]):
     ) -> tuple[Chain, Tensor]:
         """Where the trajectory from `start` with velocity v ends, and the probability of going there (B,)."""
 
-        def look(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """T(x), J(T(x)) and its gradient in x."""
-            with torch.enable_grad():
-                leaf = x.detach().requires_grad_(True)
-                z = transport(prior, leaf, self.ode_steps)
-                energy = problem.nll(prior.decode(z))
-                (g,) = torch.autograd.grad(energy.sum(), leaf)
-            return z.detach(), energy.detach(), g
+        def energy_of(x: Tensor) -> tuple[Tensor, Tensor]:
+            z = transport(prior, x, self.ode_steps)
+            return problem.nll(prior.decode(z)), z
 
         def hamiltonian(x: Tensor, v: Tensor, energy: Tensor) -> Tensor:
             return dot(x, x) / 2 + dot(v, v) / 2 + b * energy
 
         x, h = start.x, expand_to(start.log_step.exp() * jitter, start.x)
         before = hamiltonian(x, v, start.energy)
-        z, energy, g = look(x)
+        energy, g, z = look(energy_of, x)
         for _ in range(self.leapfrog_steps):
             v = v - h / 2 * b * g
             x, v = h.cos() * x + h.sin() * v, h.cos() * v - h.sin() * x
-            z, energy, g = look(x)
+            energy, g, z = look(energy_of, x)
             v = v - h / 2 * b * g
         probability = (before - hamiltonian(x, v, energy)).clamp(max=0).exp().nan_to_num(0)
         return Chain(x, z, energy, start.log_step), probability
 
-    def _objective(self, problem: Problem, prior: Prior) -> Callable[[Tensor], Tensor]:
-        """What the optimising variants minimise, of source points (B, *latent_shape), per image (B,)."""
+    def _objective(self, problem: Problem, prior: Prior) -> Objective:
+        """What the optimising variants minimise, of source points x (B, *latent_shape), and T(x)."""
 
-        def objective(x: Tensor) -> Tensor:
+        def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+            z = transport(prior, x, self.ode_steps)
             source = chi_nll(x) if self.variant == "opt-2" else dot(x, x) / 2
-            return problem.nll(prior.decode(transport(prior, x, self.ode_steps))) + source
+            return problem.nll(prior.decode(z)) + source, z
 
         return objective
 
