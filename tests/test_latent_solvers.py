@@ -332,13 +332,13 @@ def test_flowdps_interpolates_where_the_step_is_fixed():
     assert np.array_equal(last(), last(interpolate=False))
 
 
-@pytest.mark.parametrize("interpolate", [False, True])
+@pytest.mark.parametrize(("interpolate", "carry"), [(False, 1.0), (True, 1.0), (False, 0.5), (True, 0.0)])
 @pytest.mark.parametrize("row", ["inpaint-random", "downsample"])  # equal singular values: one inner step arrives
-def test_flowdps_equals_a_second_writing(row, interpolate):
+def test_flowdps_equals_a_second_writing(row, interpolate, carry):
     problem, prior = double(toy(row, sigma=0.1)), GaussianPrior(PowerLaw())
     a, y, gains = dense(problem, prior)
     times, noise, radius = make_times("flowdps", 6, prior.schedule), draws(7), 0.1 * math.sqrt(problem.n_data)
-    got = run(FlowDPS(interpolate=interpolate), problem, prior, times, noise)
+    got = run(FlowDPS(interpolate=interpolate, carry=carry), problem, prior, times, noise)
     z, moved = noise[0].numpy().ravel(), 0  # at t = 1 all is noise
     for k, (t, s) in enumerate(pairwise(times.tolist())):
         g, h = gains(t)
@@ -346,7 +346,8 @@ def test_flowdps_equals_a_second_writing(row, interpolate):
         z0_y = nearest(a, y, z0, radius)
         moved += not np.allclose(z0, z0_y)
         z0 = (1 - t) * z0 + t * z0_y if interpolate else z0_y
-        z1 = math.sqrt(s) * z1 + math.sqrt(1 - s) * noise[k + 1].numpy().ravel()
+        kept = carry * math.sqrt(s)
+        z1 = kept * z1 + math.sqrt(1 - kept**2) * noise[k + 1].numpy().ravel()
         z = (1 - s) * z0 + s * z1
         np.testing.assert_allclose(got[k], z, rtol=0, atol=2e-4)  # within the rounding that ends the inner steps
         z = got[k]
@@ -506,6 +507,7 @@ def test_resample_holds_the_data_by_pictures_first_and_by_latents_below():
         ("flair(tolerance=-1)", "must be"),
         ("flair(max_pull=-0.1)", "must be"),
         ("flair(carry=1.1)", "must be"),
+        ("flowdps(carry=1.1)", "must be"),
         ("flowchef(step_size=-1)", "must be"),
         ("flowchef(data_term=half_sq)", "needs a step_size"),
         ("psld(gluing=-1)", "must be"),
