@@ -55,6 +55,7 @@ def restore(
     sigma: float | str | Noise = 0.0,
     samples: int = 1,
     steps: int | None = None,
+    times: str | None = None,
     seed: int | Sequence[int] = 0,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
@@ -75,6 +76,7 @@ def restore(
             for each picture, or a Noise object.
         samples: posterior samples per measurement.
         steps: number of time steps; the solver's default if not given.
+        times: name of the time grid, one of TIMES; the solver's own if not given.
         seed: the same seed gives the same pictures; with one seed per picture, each is restored as it is alone.
         device: where to compute; by default where the prior or the operator is, if one was given, else the CPU.
         dtype: of the network, for example torch.bfloat16; the solver's state is float32, or float64 if this is.
@@ -126,6 +128,7 @@ def restore(
             problem,
             prior,
             solver,
+            times,
             steps=steps,
             samples=samples,
             seed=part,
@@ -142,6 +145,7 @@ def restore(
         "sigma": sigmas[0] if len(sigmas) == 1 else sigmas,
         "seed": seed,
         "steps": int(results[0].stats["steps"]),
+        "times": solver.times if times is None else times,
         "samples": samples,
         "software": {"invsolve": version("invsolve"), "torch": torch.__version__},
     }

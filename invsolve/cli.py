@@ -50,6 +50,7 @@ from .priors.dit import DIT_MODELS
 from .progress import StepBar
 from .sample import STEPS as PRIOR_STEPS
 from .stages import FitSettings
+from .times import TIMES
 
 __all__ = ["app", "main"]
 
@@ -132,6 +133,9 @@ def restore_command(
     cache_dir: CacheOption = None,
     samples: Annotated[int, typer.Option(help="Posterior samples; several also give their mean and spread.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Time steps; by default those of the solver.")] = None,
+    times: Annotated[
+        str | None, typer.Option(help=f"Time grid: {', '.join(TIMES)}; by default that of the solver.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -166,6 +170,7 @@ def restore_command(
         cache_dir=cache_dir,
         samples=samples,
         steps=steps,
+        times=times,
         seed=seed,
         device=device,
         dtype=dtype,

@@ -56,6 +56,7 @@ from .result import Result, Status, json_number, spread_picture
 from .solve import batch_rows, check_capability
 from .solvers import SOLVERS, build_solver
 from .spec import format_spec, parse_spec
+from .times import TIMES
 
 __all__ = ["Options", "restore_files"]
 
@@ -80,6 +81,7 @@ class Options:
     cache_dir: Path | None
     samples: int
     steps: int | None
+    times: str | None
     seed: int
     device: str
     dtype: str | None
@@ -149,6 +151,8 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
     check_at_least(1, samples=options.samples, batch_size=options.batch_size)
     if options.steps is not None and not 1 <= options.steps <= 1000:
         raise ValueError(f"--steps must be 1 to 1000, got {options.steps}.")
+    if options.times is not None and options.times not in TIMES:
+        raise ValueError(f"Unknown time grid {options.times!r} for --times; choose one of {', '.join(TIMES)}.")
     device = find_device(options.device)
     dtype = choose_dtype(options, device)
     if options.solver is not None:
@@ -162,6 +166,7 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
         prior=Path(options.prior).name,
         samples=options.samples,
         steps=options.steps,
+        times=options.times,
         seed=options.seed,
         device=str(device),
         dtype=dtype,
@@ -216,6 +221,7 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
         sigma=noise,
         samples=options.samples,
         steps=settings.steps,
+        times=settings.times,
         seed=options.seed,
         device=plan.device,
         dtype=DTYPES[plan.settings.dtype],

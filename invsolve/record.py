@@ -63,6 +63,7 @@ class Settings:
     negative_prompt: str | None = None
     guidance: float | None = None
     memory: str | None = None
+    times: str | None = None
 
     def command(self, name: str, batch_size: int, max_pixels: int = MAX_PIXELS) -> str:
         """The command that repeats the run on one picture, typed in the folder that holds its files.

@@ -83,7 +83,7 @@ def solve(
     problem: Problem,
     prior: Prior,
     solver: Solver[Any],
-    times: Tensor | None = None,
+    times: Tensor | str | None = None,
     *,
     steps: int | None = None,
     samples: int = 1,
@@ -100,8 +100,8 @@ def solve(
         problem: operator, noise and measurements y (B, *data_shape).
         prior: the prior, on the device and in the dtype wanted.
         solver: the algorithm with its hyperparameters.
-        times: decreasing times in the prior's schedule; `default_times` of every measurement if not given.
-        steps: number of steps of these default times; the solver's own if not given.
+        times: decreasing times in the prior's schedule, or a name of TIMES; the solver's own grid if not given.
+        steps: number of steps of a grid that is not given as times; the solver's own if not given.
         samples: number of samples S per measurement.
         seed: seed of the run, whose measurements get seeds of their own from it (the first one the seed itself); or one
             seed per measurement, with which each gives the same pictures as it does alone.
@@ -114,7 +114,7 @@ def solve(
 
     Raises:
         TypeError: the operator lacks what the solver needs.
-        ValueError: times are not decreasing, or samples or batch_size is below 1.
+        ValueError: times are not decreasing or no known name, or samples or batch_size is below 1.
     """
     check_capability(solver, problem.operator)
     if prior.channels not in (None, problem.operator.image_shape[0]):
@@ -126,9 +126,9 @@ def solve(
     for name, count in {"samples": samples, "batch_size": batch_size}.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {count!r}.")
-    if times is None:
+    if times is None or isinstance(times, str):
         each = [problem.rows(torch.tensor([b], device=problem.y.device)) for b in range(len(problem.y))]
-        grids = [default_times(one, prior, solver, steps) for one in each]
+        grids = [default_times(one, prior, solver, steps, times) for one in each]
     elif steps is not None:
         raise ValueError("Give solve() either times or steps, not both.")
     elif times.ndim != 1 or len(times) < 2 or not (times.diff() < 0).all():

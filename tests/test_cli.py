@@ -239,6 +239,21 @@ def test_the_commands_of_the_readme() -> None:
         assert result.exit_code == 0, f"{command}: {result.output}"
 
 
+def test_a_time_grid_is_part_of_the_record(folder: Path) -> None:
+    picture("a.png")
+    words = ["a.png", "--operator", "blur", "--sigma", "0.1"]
+    assert restore(*words, "-o", "own").exit_code == restore(*words, "--times", "uniform", "-o", "given").exit_code == 0
+    assert Path("own/a.png").read_bytes() != Path("given/a.png").read_bytes()
+    assert record("own/a.json")["settings"]["times"] is None
+    told = record("given/a.json")
+    assert told["settings"]["times"] == "uniform"
+    again = invsolve(*shlex.split(told["command"])[1:], "-o", "again")
+    assert again.exit_code == 0
+    assert Path("again/a.png").read_bytes() == Path("given/a.png").read_bytes()
+    assert restore(*words, "-o", "given").exit_code == 0  # another run: its own grid
+    assert Path("given/a.png").read_bytes() == Path("own/a.png").read_bytes()
+
+
 def test_the_record_knows_the_weights(folder: Path) -> None:
     assert prior_sha256("gaussian") is None
     assert len(prior_sha256("natural") or "") == 64
@@ -578,7 +593,7 @@ def test_list_and_info_cover_the_tables() -> None:
 def test_version_and_help() -> None:
     assert invsolve("--version").stdout.startswith("invsolve ")
     text = invsolve("restore", "--help").stdout
-    for option in shlex.split("operator mask kernel sigma solver prior samples steps seed device dtype"):
+    for option in shlex.split("operator mask kernel sigma solver prior samples steps times seed device dtype"):
         assert f"--{option}" in text
     assert "[-1, 1]" in text
 
@@ -633,6 +648,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "samples zero": ([*GOOD, "--samples", "0"], "--samples must be at least 1"),
     "steps zero": ([*GOOD, "--steps", "0"], "--steps must be 1 to 1000"),
     "too many steps": (["none.png", "--operator", "blur", "--steps", "1001"], "--steps must be 1 to 1000"),
+    "unknown grid": ([*GOOD, "--times", "evenly"], "choose one of uniform, shifted"),
     "auto with holes": (["a.png", "--mask", "m.png", "--sigma", "auto"], "give sigma as a number"),
     "device without float64": ([*GOOD, "--device", "mps"], "'mps' is not supported"),
     "seed not a number": ([*GOOD, "--seed", "x"], "--seed"),

@@ -40,6 +40,20 @@ def test_restore_takes_names_objects_and_every_kind_of_picture(tmp_path):
     torch.testing.assert_close(objects.samples, results[0].samples, rtol=0, atol=1e-5)
 
 
+def test_a_time_grid_goes_by_its_name():
+    y, solver, prior = torch.zeros(1, 3, 8, 8), invsolve.build_solver("diffpir"), invsolve.load_prior("gaussian")
+    problem = Problem(build_operator("identity", (3, 8, 8)), GaussianNoise(0.1), y)
+    times = invsolve.make_times("uniform", 5, prior.schedule)
+    expected = invsolve.solve(problem, prior, solver, times).samples
+    assert torch.equal(invsolve.solve(problem, prior, solver, "uniform", steps=5).samples, expected)
+    assert not torch.equal(invsolve.solve(problem, prior, solver, steps=5).samples, expected)
+    options = {"operator": "identity", "sigma": 0.1, "prior": prior, "solver": solver, "steps": 5}
+    result = invsolve.restore(y, times="uniform", **options)
+    assert torch.equal(result.samples, expected.clamp(-1, 1))
+    assert result.record["times"] == "uniform"
+    assert invsolve.restore(y, **options).record["times"] == solver.times == "restoration"
+
+
 def test_restore_infers_the_picture_size():
     y = torch.zeros(1, 3, 6, 5)
     options = {"prior": "gaussian", "steps": 2}
@@ -197,6 +211,7 @@ def test_unknown_names_are_sentences():
         ({"sigma": -1.0}, "must not be negative"),
         ({"sigma": "lots"}, "auto"),
         ({"steps": 0}, "steps"),
+        ({"times": "evenly"}, "restoration"),
     ):
         with pytest.raises(ValueError, match=message):
             invsolve.restore(y, **{"operator": "identity", "prior": "gaussian", "steps": 2, **change})
