@@ -231,9 +231,10 @@ def test_the_commands_of_the_readme() -> None:
     assert len(commands) >= 7
     for command in commands:
         words = shlex.split(command, comments=True)[1:]
-        if "--prompt" in words:  # of a hub prior, in whose place the Gaussian one is put
-            place = words.index("--prompt")
-            del words[place : place + 2]
+        for option in ("--prompt", "--guidance"):  # of a hub prior, in whose place the Gaussian one is put
+            if option in words:
+                place = words.index(option)
+                del words[place : place + 2]
         extra = ["--dry-run", "--prior", "gaussian", "--device", "cpu"] if words[0] == "restore" else []
         result = invsolve(*words, *extra)
         assert result.exit_code == 0, f"{command}: {result.output}"
