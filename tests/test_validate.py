@@ -535,6 +535,7 @@ def test_records_are_plain_json(tmp_path):
 def test_a_budget_of_calls_becomes_steps():
     assert steps_for(build_solver("dps"), 37) == 37
     assert steps_for(build_solver("dps"), 5000) == 1000
+    assert steps_for(build_solver("mmdflow"), 100) == build_solver("mmdflow").steps  # without network calls: its own
     assert steps_for(build_solver("dps"), 0) == 1
     solver = type("Twice", (), {"network_calls": lambda self, steps: 2 * steps - 1})()
     assert steps_for(solver, 10) == 5

@@ -101,7 +101,7 @@ class MMDFlow(Solver[Chain | Particles]):
 
     folder: str | None = None
     pairs: int = 512
-    flow_steps: int = 5
+    flow_steps: int = 20
     slices: int = 128
     step_size: float = 0.5
     momentum: float = 0.8
