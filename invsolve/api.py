@@ -30,6 +30,7 @@ from .solve import Observer, solve
 from .solver import Solver
 from .solvers import SOLVERS, build_solver
 from .spec import parse_spec
+from .times import check_grid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +93,7 @@ def restore(
         ValueError: an unknown name or field, a shape or value that does not fit; the message says what to do.
         TypeError: the operator lacks what the solver needs, or an argument is of another type.
     """
-    _check_arguments(operator, prior, solver, dtype)
+    _check_arguments(operator, prior, solver, times, dtype)
     device = _device_of(prior, operator) if device is None else find_device(device)
     path = Path(y) if isinstance(y, str | os.PathLike) else None
     picture = None if path is None else load_image(path)
@@ -111,7 +112,7 @@ def restore(
         data = data * operator.data_mask.to(data)  # what a picture holds inside a hole is not a measurement
     if solver is None:
         solver = default_solver(operator)
-        steps = default_steps(operator, samples) if steps is None else steps
+        steps = default_steps(operator, samples, times) if steps is None else steps
     solver = build_solver(solver) if isinstance(solver, str | Mapping) else solver
     prior_name = type(prior).__name__ if isinstance(prior, Prior) else Path(prior).name
     prior = prior if isinstance(prior, Prior) else load_prior(prior, dtype, device=device)
@@ -152,15 +153,18 @@ def restore(
     return _joined(problems, results, json.loads(json.dumps(record, default=str)))
 
 
-def _check_arguments(operator: object, prior: object, solver: object, dtype: object) -> None:
+def _check_arguments(operator: object, prior: object, solver: object, times: object, dtype: object) -> None:
     """Refuse what is of no type that `restore` takes, with one sentence."""
     for name, value, kinds, wanted in (
         ("operator", operator, (Operator, str, Mapping), "an Operator, or its name such as 'blur(sigma=2)'"),
         ("prior", prior, (Prior, str, os.PathLike), "a Prior, its name, or a folder"),
         ("solver", solver, (Solver, str, Mapping, type(None)), "a Solver object, or its name such as 'diffpir'"),
+        ("times", times, (str, type(None)), "the name of a time grid; solve() takes a grid of your own"),
     ):
         if not isinstance(value, kinds):
             raise TypeError(f"{name} must be {wanted}, got {value!r}.")
+    if isinstance(times, str):
+        check_grid(times)
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating-point dtype such as torch.bfloat16, got {dtype!r}.")
 
@@ -172,9 +176,13 @@ def default_solver(operator: Operator) -> str:
     return "diffpir" if isinstance(operator, LinearOperator) else "ddnm"
 
 
-def default_steps(operator: Operator, samples: int) -> int | None:
-    """Its steps where none are named: one for one denoised picture, which then is the posterior mean; else its own."""
-    return 1 if isinstance(operator, Identity) and samples == 1 else None
+def default_steps(operator: Operator, samples: int, times: str | None = None) -> int | None:
+    """Its steps where none are named: one for one denoised picture, which then is the posterior mean; else its own.
+
+    One step is that from the noise of y only, so not on a grid that starts elsewhere.
+    """
+    from_data = times in (None, "from_data")
+    return 1 if isinstance(operator, Identity) and samples == 1 and from_data else None
 
 
 def with_file_tables(name: str, fields: dict[str, Any], path: Path, file_format: str) -> dict[str, Any]:

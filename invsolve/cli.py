@@ -255,7 +255,8 @@ def validate_command(
     first: Annotated[int, typer.Option(help="Number of the first problem; 1000 and up are for tuning.")] = 0,
     samples: Annotated[int | None, typer.Option(help="Per problem, or per truth with --calibrate.")] = None,
     calls: Annotated[
-        int | None, typer.Option(help="Network calls per sample at most, unless one step takes more; the steps follow.")
+        int | None,
+        typer.Option(help="Network calls per sample at most, unless one step takes more; the steps follow."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Time steps, instead of --calls.")] = None,
     times: Annotated[str, typer.Option(help="suite: its grid; own: the solver's; or a grid's name.")] = "suite",

@@ -56,7 +56,7 @@ from .result import Result, Status, json_number, spread_picture
 from .solve import batch_rows, check_capability
 from .solvers import SOLVERS, build_solver
 from .spec import format_spec, parse_spec
-from .times import TIMES
+from .times import check_grid
 
 __all__ = ["Options", "restore_files"]
 
@@ -151,8 +151,8 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
     check_at_least(1, samples=options.samples, batch_size=options.batch_size)
     if options.steps is not None and not 1 <= options.steps <= 1000:
         raise ValueError(f"--steps must be 1 to 1000, got {options.steps}.")
-    if options.times is not None and options.times not in TIMES:
-        raise ValueError(f"Unknown time grid {options.times!r} for --times; choose one of {', '.join(TIMES)}.")
+    if options.times is not None:
+        check_grid(options.times)
     device = find_device(options.device)
     dtype = choose_dtype(options, device)
     if options.solver is not None:
@@ -240,6 +240,7 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
         "sha256": files,
         "settings": vars(settings),
         "sigma": sigma_of(noise),
+        "times": result.record["times"],
     }
     _save(result, output, picture, about)
     return "restored", f"restored {source.name} -> {output}"
@@ -276,7 +277,7 @@ def _identify(
         plan.settings,
         operator=format_spec(plan.operator, public_fields(fields)),
         solver=public,
-        steps=default_steps(operator, options.samples) if defaults else options.steps,
+        steps=default_steps(operator, options.samples, options.times) if defaults else options.steps,
         prompt=None if plan.texts is None else plan.texts[source],
     )
     return settings, files

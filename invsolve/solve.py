@@ -113,7 +113,7 @@ def solve(
         others go on.
 
     Raises:
-        TypeError: the operator lacks what the solver needs.
+        TypeError: the operator lacks what the solver needs, or times are of another type.
         ValueError: times are not decreasing or no known name, or samples or batch_size is below 1.
     """
     check_capability(solver, problem.operator)
@@ -126,6 +126,8 @@ def solve(
     for name, count in {"samples": samples, "batch_size": batch_size}.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {count!r}.")
+    if not isinstance(times, Tensor | str | None):
+        raise TypeError(f"times must be a tensor or the name of a time grid, got {times!r}.")
     if times is None or isinstance(times, str):
         each = [problem.rows(torch.tensor([b], device=problem.y.device)) for b in range(len(problem.y))]
         grids = [default_times(one, prior, solver, steps, times) for one in each]

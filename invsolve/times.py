@@ -12,6 +12,7 @@ from .priors.schedule import DiscreteVP, LinearFlow, Schedule, linear_betas
 
 __all__ = [
     "TIMES",
+    "check_grid",
     "flair_times",
     "flowdps_times",
     "karras",
@@ -88,6 +89,16 @@ TIMES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def check_grid(name: str) -> None:
+    """Refuse what is no name of TIMES.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if name not in TIMES:
+        raise ValueError(f"Unknown time grid {name!r}; choose one of {', '.join(TIMES)}.")
+
+
 def make_times(name: str, n: int, schedule: Schedule, own_ratio: float = math.inf) -> Tensor:
     """The named grid with n steps, in the times of the given schedule (equal sigma/alpha).
 
@@ -98,8 +109,7 @@ def make_times(name: str, n: int, schedule: Schedule, own_ratio: float = math.in
         own_ratio: `Problem.own_ratio`: `from_data` is `restoration`, started there if lower.  For solvers that take the
             noise of y for that of the path; others count y twice, which may still serve where the noise is high.
     """
-    if name not in TIMES:
-        raise ValueError(f"Unknown time grid {name!r}; choose one of {', '.join(TIMES)}.")
+    check_grid(name)
     if not 1 <= n <= 1000:
         raise ValueError(f"steps must be 1 to 1000, got {n}.")
     from_data = name == "from_data" and own_ratio < RESTORATION_START

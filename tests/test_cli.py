@@ -245,7 +245,8 @@ def test_a_time_grid_is_part_of_the_record(folder: Path) -> None:
     words = ["a.png", "--operator", "blur", "--sigma", "0.1"]
     assert restore(*words, "-o", "own").exit_code == restore(*words, "--times", "uniform", "-o", "given").exit_code == 0
     assert Path("own/a.png").read_bytes() != Path("given/a.png").read_bytes()
-    assert record("own/a.json")["settings"]["times"] is None
+    assert (record("own/a.json")["settings"]["times"], record("own/a.json")["times"]) == (None, "restoration")
+    assert "skipped" in restore(*words, "--times", "uniform", "-o", "given").stdout
     told = record("given/a.json")
     assert told["settings"]["times"] == "uniform"
     again = invsolve(*shlex.split(told["command"])[1:], "-o", "again")
@@ -253,6 +254,15 @@ def test_a_time_grid_is_part_of_the_record(folder: Path) -> None:
     assert Path("again/a.png").read_bytes() == Path("given/a.png").read_bytes()
     assert restore(*words, "-o", "given").exit_code == 0  # another run: its own grid
     assert Path("given/a.png").read_bytes() == Path("own/a.png").read_bytes()
+
+
+def test_one_step_is_for_the_grid_from_the_noise_of_the_data(folder: Path) -> None:
+    picture("a.png")
+    words = ["restore", "a.png", "--operator", "identity", "--sigma", "0.2", "--prior", "gaussian", "--device", "cpu"]
+    for times, steps in ((None, 1), ("uniform", 20), ("from_data", 1)):
+        given = [] if times is None else ["--times", times]
+        assert invsolve(*words, *given, "-o", str(times)).exit_code == 0
+        assert record(f"{times}/a.json")["stats"]["steps"] == steps
 
 
 def test_the_record_knows_the_weights(folder: Path) -> None:

@@ -168,7 +168,7 @@ def test_descent_of_every_row_by_itself():
         for _ in range(80):
             state = descend(rosenbrock, state)
             values.append(state.value)
-        assert state.z.equal(2 * state.x)
+            assert state.z.equal(2 * state.x)
         return state.x, torch.stack(values)
 
     together, values = run([0, 1, 2])
@@ -185,6 +185,7 @@ def test_descent_turns_back_from_where_the_function_is_not_finite():
     state = start_descent(barrier, torch.tensor([[0.99], [0.02]]).double().reshape(2, 1, 1, 1))
     for _ in range(40):
         state = descend(barrier, state)
+        assert state.z.equal(state.x)
     torch.testing.assert_close(state.x.flatten(), torch.full((2,), 0.5).double(), rtol=0, atol=1e-6)
 
 

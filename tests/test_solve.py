@@ -52,6 +52,28 @@ def test_a_time_grid_goes_by_its_name():
     assert torch.equal(result.samples, expected.clamp(-1, 1))
     assert result.record["times"] == "uniform"
     assert invsolve.restore(y, **options).record["times"] == solver.times == "restoration"
+    with pytest.raises(TypeError, match="times must be a tensor or the name"):
+        invsolve.solve(problem, prior, solver, [1.0, 0.0])
+    with pytest.raises(TypeError, match="times must be the name of a time grid"):
+        invsolve.restore(y, **options | {"times": times})
+
+
+def test_one_step_denoises_from_the_noise_of_the_data_only():
+    options = {"operator": "identity", "sigma": 0.2, "prior": "gaussian"}
+    y = torch.zeros(1, 3, 8, 8)
+    steps = {
+        times: invsolve.restore(y, times=times, **options).record["steps"] for times in (None, "uniform", "from_data")
+    }
+    assert steps == {None: 1, "uniform": invsolve.build_solver("ddrm").steps, "from_data": 1}
+
+
+def test_pictures_of_different_noise_have_grids_of_their_own():
+    g = torch.Generator().manual_seed(0)
+    y = torch.randn(2, 3, 16, 16, generator=g) * torch.tensor([0.05, 0.3])[:, None, None, None]
+    options = {"operator": "identity", "sigma": "auto", "prior": "gaussian", "solver": "diffpir", "steps": 4}
+    together = invsolve.restore(y, times="from_data", seed=[3, 1], **options)
+    alone = [invsolve.restore(row, times="from_data", seed=k, **options) for row, k in zip(y, (3, 1), strict=True)]
+    torch.testing.assert_close(together.samples, torch.cat([one.samples for one in alone]))
 
 
 def test_restore_infers_the_picture_size():

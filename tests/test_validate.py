@@ -517,6 +517,8 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
     assert [json.loads(line)["row"] for line in path.read_text().splitlines()][:2] == [EXACT, PRIOR]
     other = run_suite(SMALL, ROWS[2:3], problems=1, samples=50, seed=1, records=path)
     assert other[0].metrics != full[2].metrics  # another seed is another run
+    path.write_text(dataclasses.replace(full[2], steps=4).to_json() + "\n")  # when five calls were four steps
+    assert run_suite(SMALL, ROWS[2:3], problems=1, samples=50, records=path)[0].steps == 5
     text = other[0].to_json()
     for bad in (b"{}\n{}\n", b"\xff\xfe\n{}\n", text.replace('"sw1": ', '"sw1": "much", "sw3": ').encode() + b"\n"):
         path.write_bytes(bad)
@@ -693,6 +695,10 @@ def test_command_draws_curves_and_calibrates(tmp_path, monkeypatch):
     rows = [json.loads(line)["row"] for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert rows == [EXACT, PRIOR, "ddnm", "ddnm", "dflow"]
     assert (tmp_path / "curve dy=4.png").is_file()
+    flow = tmp_path / "flow"
+    words_of_flow = ("gmm25-8", "--setting", "dy=4", "--problems", "1", "--samples", "30", "-o", str(flow))
+    assert validate(*words_of_flow, *particles, "--calls", "7").exit_code == 0
+    assert json.loads((flow / "results.jsonl").read_text().splitlines()[-1])["steps"] == 20  # whatever the calls
     run = validate(*words, "--calibrate", "--simulations", "20", "--samples", "20", "--calls", "3")
     assert run.exit_code == 0, run.output
     assert "ddnm" in (tmp_path / "calibration.md").read_text()

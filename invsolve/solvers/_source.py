@@ -14,9 +14,9 @@ from ..priors.base import Prior
 from ..sample import follow_flow
 from ..times import make_times
 
-__all__ = ["Descent", "chi_nll", "descend", "look", "start_descent", "transport", "transport_calls"]
+__all__ = ["Descent", "chi_nll", "descend", "start_descent", "transport", "transport_calls", "value_grad_z"]
 
-Objective = Callable[[Tensor], tuple[Tensor, Tensor]]  # x (B, *) -> a value (B,) and the z of x that it is the value of
+Objective = Callable[[Tensor], tuple[Tensor, Tensor]]  # x (B, *) -> its value (B,) and the latent z that x stands for
 
 SUFFICIENT = 1e-4  # share of the predicted decrease that a step must bring (Armijo)
 FIRST_STEP = 0.1  # length of the first step as a share of |x|
@@ -40,7 +40,7 @@ def transport_calls(steps: int) -> int:
     return 2 * steps + 2
 
 
-def look(fn: Objective, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def value_grad_z(fn: Objective, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The value of fn at x (B, *), its gradient there, and z."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
@@ -53,7 +53,7 @@ class Descent(NamedTuple):
     """State of a limited-memory BFGS minimisation in which every image has its own step, memory and acceptance."""
 
     x: Tensor  # the best point (B, *)
-    z: Tensor  # that it stands for
+    z: Tensor  # the latent that x stands for (B, *latent_shape)
     value: Tensor  # there (B,)
     g: Tensor  # gradient there
     direction: Tensor  # in which the next point is tried
@@ -62,8 +62,8 @@ class Descent(NamedTuple):
 
 
 def start_descent(fn: Objective, x: Tensor) -> Descent:
-    """A descent on fn from x (B, *); one evaluation."""
-    value, g, z = look(fn, x)
+    """A descent on fn: (B, *) -> (B,), (B, *latent_shape) from x (B, *); one evaluation."""
+    value, g, z = value_grad_z(fn, x)
     tiny = torch.finfo(x.dtype).tiny
     return Descent(x, z, value, g, -g, FIRST_STEP * norm(x) / norm(g).clamp_min(tiny))
 
@@ -76,7 +76,7 @@ def descend(fn: Objective, state: Descent, memory: int = 10) -> Descent:
     """
     x, z, value, g, direction, length, pairs = state
     trial = x + expand_to(length, x) * direction
-    trial_value, trial_g, trial_z = look(fn, trial)
+    trial_value, trial_g, trial_z = value_grad_z(fn, trial)
     predicted = length * dot(g, direction)
     lower = trial_value <= value + SUFFICIENT * predicted  # False for NaN
     tiny = torch.finfo(x.dtype).tiny

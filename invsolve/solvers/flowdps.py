@@ -62,7 +62,7 @@ class FlowDPS(Solver[Tensor]):
         inner_steps: most steps on the clean endpoint per time step.
         data_term: L(z), x = D(z): `norm` |A x - y|; `half_sq` |A x - y|^2 / 2; `nll` -log p(y | x);
             `pinv_norm` |A^+ (A x - y)| and `adjoint_norm` |A^T (A x - y)| as in the official code.
-        carry: how much of the noise end the next noise keeps, relative to the paper; 0 draws all of it anew.
+        carry: how much of the noise end the next noise keeps, relative to the official code; 0 draws all of it anew.
         interpolate: go only the share t of the way to the clean end that explains y, as in the paper; None where
             step_size is given.
     """

@@ -42,7 +42,7 @@ from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_choice, check_range
-from ._source import Descent, Objective, chi_nll, descend, look, start_descent, transport, transport_calls
+from ._source import Descent, Objective, chi_nll, descend, start_descent, transport, transport_calls, value_grad_z
 
 __all__ = ["SGFM"]
 
@@ -153,11 +153,11 @@ class SGFM(Solver[Chain | Descent]):
 
         x, h = start.x, expand_to(start.log_step.exp() * jitter, start.x)
         before = hamiltonian(x, v, start.energy)
-        energy, g, z = look(energy_of, x)
+        energy, g, z = value_grad_z(energy_of, x)
         for _ in range(self.leapfrog_steps):
             v = v - h / 2 * b * g
             x, v = h.cos() * x + h.sin() * v, h.cos() * v - h.sin() * x
-            energy, g, z = look(energy_of, x)
+            energy, g, z = value_grad_z(energy_of, x)
             v = v - h / 2 * b * g
         probability = (before - hamiltonian(x, v, energy)).clamp(max=0).exp().nan_to_num(0)
         return Chain(x, z, energy, start.log_step), probability

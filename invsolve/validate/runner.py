@@ -78,8 +78,9 @@ class Measured:
 
 
 def steps_for(solver: Solver[Any], calls: int) -> int:
-    """The largest number of steps whose network calls per sample stay within `calls`, at least 1; the solver's own number
-    where its steps cost no calls.
+    """The largest number of steps whose network calls per sample stay within `calls`, at least 1.
+
+    A solver whose steps cost no calls takes its own number.
     """
     if solver.network_calls(2) == solver.network_calls(1):
         return solver.steps
@@ -89,9 +90,16 @@ def steps_for(solver: Solver[Any], calls: int) -> int:
     return steps
 
 
+def _steps_of(row: Row) -> int:
+    """How many steps a row takes; 0 for exact and prior samples."""
+    if row.spec in (EXACT, PRIOR):
+        return 0
+    return row.steps or steps_for(build_solver(row.spec), row.calls)
+
+
 def times_for(row: Row, suite: Suite, case: Case, solver: Solver[Any]) -> Tensor:
     """The times a solver is run on."""
-    steps = row.steps or steps_for(solver, row.calls)
+    steps = _steps_of(row)
     if row.times == "suite":
         return suite.times(case, steps)
     return default_times(case.problem, case.prior, solver, steps, None if row.times == "own" else row.times)
@@ -242,9 +250,11 @@ def run_suite(
         for case in (suite.case(setting, index) for index in range(first, first + problems)):
             for row in rows:
                 key = _key(suite, case, row, samples, seed)
-                record = known.get(key) or measure(row, suite, case, samples=samples, seed=seed, key=key)
-                if records is not None and key not in known:
-                    append_lines(records, [record.to_json()])
+                record = known.get(key)
+                if record is None or not (record.error or record.steps == _steps_of(row)):  # or of other code
+                    record = measure(row, suite, case, samples=samples, seed=seed, key=key)
+                    if records is not None:
+                        append_lines(records, [record.to_json()])
                 measured.append(record)
                 report(record)
     return measured
