@@ -19,7 +19,7 @@ __all__ = ["CHUNK", "FitSettings", "carry", "learn_flow", "learn_score", "normal
 PATCHED = 16  # side of a picture from which some slices see patches only
 PATCH = 5  # blocks per side of a patch
 WARM_UP = 50  # steps
-PREPARED = 50_000  # pairs that a network of the score is prepared with
+PREPARED = 150_000  # pairs that a network of the score is prepared with
 CHUNK = 512  # rows that go through a network at once
 
 

@@ -45,7 +45,7 @@ def digits(out: Path, first: str, pairs: int, problems: int, stages: int | None)
 
     if not out.exists():
         if first == "score":
-            settings = FitSettings(stages=stages or 1, score_steps=3000, batch=512, lr=2e-3)
+            settings = FitSettings(stages=stages or 1, batch=512, lr=2e-3)
         else:
             settings = FitSettings(
                 first=first,
