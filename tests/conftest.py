@@ -1,4 +1,4 @@
-"""One thread for all tests: their tensors are small, and threads that wait for each other on a busy machine take minutes."""
+"""One thread for all tests: they are small, and threads that wait for each other on a busy machine take minutes."""
 
 import os
 
