@@ -9,8 +9,9 @@ import yaml
 from methods import METHODS
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from invsolve import OPERATORS, TIMES
+from invsolve import OPERATORS
 from invsolve.spec import parse_sigma, parse_spec
+from invsolve.times import check_grid
 
 
 class Model(BaseModel):
@@ -35,8 +36,8 @@ class Method(Model):
     @field_validator("times")
     @classmethod
     def _known_grid(cls, value: str | None) -> str | None:
-        if value is not None and value not in TIMES:
-            raise ValueError(f"unknown time grid {value!r}; choose one of {', '.join(TIMES)}")
+        if value is not None:
+            check_grid(value)
         return value
 
 
