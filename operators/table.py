@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ..spec import Field, parse_spec, spec_fields
+from ..spec import Field, parse_spec, spec_fields, split_spec
 from .base import Operator, Shape
 from .blur import blur, blur_kernel, blur_motion, blur_shake, blur_uniform
 from .color import Grayscale, coloured_shape
@@ -58,15 +58,19 @@ def build_operator(name: str, image_shape: Shape, **fields: Any) -> Operator:
     """The operator of a row of OPERATORS; `spec` on it holds the name and all fields, defaults included.
 
     Arguments:
-        name: row of OPERATORS.
+        name: row of OPERATORS, or a text such as "blur(sigma=2)".
         image_shape: (C, H, W) of the pictures it takes.
         fields: its parameters, see `operator_fields`; a file may be given as a str or a Path.
 
     Raises:
-        ValueError: if the row does not exist, or does not take these fields, types or values.
+        ValueError: if the row does not exist, does not take these fields, types or values, or one is given twice.
     """
     texts = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in fields.items()}
-    name, given = parse_spec({"name": name, **texts}, OPERATORS, "operator")
+    name, written = split_spec(name, "operator")
+    if twice := written.keys() & texts.keys():
+        both = ", ".join(sorted(twice))
+        raise ValueError(f"operator {name} is given {both} in its text and as a field; leave one out.")
+    name, given = parse_spec({"name": name, **written, **texts}, OPERATORS, "operator")
     values = {key: given.get(key, field.default) for key, field in operator_fields(name).items()}
     operator = OPERATORS[name](image_shape, **values)
     operator.spec = {"name": name, **values}

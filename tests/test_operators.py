@@ -501,6 +501,13 @@ def test_spec_builds_the_same_operator(case: Case) -> None:
     torch.testing.assert_close(build_operator(spec.pop("name"), SHAPE, **spec)(x), operator(x), rtol=0, atol=0)
 
 
+def test_operator_from_text() -> None:
+    by_fields = build_operator("blur", SHAPE, sigma=2.0, boundary="zero")
+    assert build_operator("blur(sigma=2)", SHAPE, boundary="zero").spec == by_fields.spec
+    with pytest.raises(ValueError, match="operator blur is given sigma in its text and as a field; leave one out"):
+        build_operator("blur(sigma=2)", SHAPE, sigma=3)
+
+
 def test_a_path_is_a_file_name() -> None:
     operator = build_operator("blur-kernel", SHAPE, kernel=Path(KERNEL_FILE))
     assert operator.spec == {"name": "blur-kernel", "kernel": KERNEL_FILE, "boundary": "circular"}
