@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from methods import NotApplicableError, Outcome, Setting, canonical, kind_of, run_method
 from pictures import HELD_OUT, SIZE, pictures
@@ -95,9 +96,10 @@ def per_picture(values: dict[str, Tensor]) -> dict[str, list[float | None]]:
     return {key: [json_number(float(v)) for v in value] for key, value in values.items()}
 
 
-def run_task(task: Task, recipe: Recipe, prior: Prior, truth: Tensor, identity: Row, out: Path) -> None:
+def run_task(
+    task: Task, problem: Problem, recipe: Recipe, prior: Prior, truth: Tensor, identity: Row, out: Path
+) -> None:
     """Run the methods of a task whose rows are not there yet."""
-    problem = make_problem(task, truth, recipe.seed)
     folder = out / task.name
     folder.mkdir(parents=True, exist_ok=True)
     save_strip(truth, folder / "truth.png")
@@ -230,7 +232,6 @@ def _tasks(recipe: Recipe, args: argparse.Namespace) -> Iterator[Task]:
     for name in args.methods or []:
         if name not in known:
             raise ValueError(f"There is no method {name!r}; the recipe has {', '.join(sorted(known))}.")
-    changes = {key: getattr(args, key) for key in ("steps", "times", "samples") if getattr(args, key) is not None}
     for task in recipe.tasks:
         if args.tasks and task.name not in args.tasks:
             continue
@@ -238,7 +239,13 @@ def _tasks(recipe: Recipe, args: argparse.Namespace) -> Iterator[Task]:
         if args.methods:
             methods = [m for m in methods if m.name in args.methods or kind_of(m.name) in args.methods]
         if methods:
-            yield checked(Task, task.model_dump() | {"methods": [m.model_dump() | changes for m in methods]})
+            yield checked(Task, task.model_dump() | {"methods": [_changed(method, args) for method in methods]})
+
+
+def _changed(method: Method, args: argparse.Namespace) -> dict[str, Any]:
+    """The method with what the command line says of all."""
+    keys = ["steps", "samples"] + (["times"] if method.name in SOLVERS else [])
+    return method.model_dump() | {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
 
 
 def main() -> None:
@@ -252,7 +259,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="names without fields, or ours, deepinv, classical")
     parser.add_argument("--solver", action="append", help="method spec to run instead of the recipe's; may be repeated")
     parser.add_argument("--steps", type=int, help="for all methods")
-    parser.add_argument("--times", choices=TIMES, help="time grid for all our solvers")
+    parser.add_argument("--times", help=f"time grid for all our solvers: {', '.join(TIMES)}")
     parser.add_argument("--samples", type=int, help="for all methods")
     parser.add_argument("--prior", help="name or folder instead of the recipe's")
     parser.add_argument("--seed", type=int)
@@ -280,6 +287,7 @@ def compare(args: argparse.Namespace) -> None:
     device = find_device(args.device)
     truth = pictures(args.pictures, args.size)[: args.images].to(device)
     prior = load_prior(recipe.prior).to(device)
+    problems = [make_problem(task, truth, recipe.seed) for task in recipe.tasks]  # all, before a network runs
     args.out.mkdir(parents=True, exist_ok=True)
     if args.timing is not None:
         text = timing(recipe, prior, truth, args.timing)
@@ -289,8 +297,8 @@ def compare(args: argparse.Namespace) -> None:
     identity = {"prior": recipe.prior, "weights": fingerprint(prior), "pictures": args.pictures}
     identity |= {"size": args.size, "images": len(truth)}
     ids = []
-    for task in recipe.tasks:
-        run_task(task, recipe, prior, truth, identity, args.out)
+    for task, problem in zip(recipe.tasks, problems, strict=True):
+        run_task(task, problem, recipe, prior, truth, identity, args.out)
         ids += [row_key(method, task, recipe, identity)["id"] for method in task.methods]
     found = read_rows(args.out)
     rows = [row for key in dict.fromkeys(ids) for row in found if row["id"] == key]  # in the order of the recipe

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from invsolve import SOLVERS, LinearOperator, Operator, Prior, Problem, build_solver, default_times, solve
+from invsolve.choices import sentence
 from invsolve.operators import CircularBlur, Inpaint
 from invsolve.priors import Metered
 from invsolve.rng import derive_seed
@@ -59,7 +60,10 @@ def run_ours(setting: Setting, name: str, fields: dict[str, Any]) -> Outcome:
     if not isinstance(setting.problem.operator, solver.requires):
         raise NotApplicableError(f"needs a {solver.requires.__name__}")
     grid = default_times(setting.problem, setting.prior, solver, setting.steps, setting.times)
-    result = solve(setting.problem, setting.prior, solver, grid, samples=setting.samples, seed=setting.seed)
+    try:
+        result = solve(setting.problem, setting.prior, solver, grid, samples=setting.samples, seed=setting.seed)
+    except (TypeError, ValueError) as error:  # such as a flow that has to be fitted first
+        raise NotApplicableError(sentence(error)) from error
     if not result.ok:
         raise NotApplicableError("non-finite values")
     stats = result.stats

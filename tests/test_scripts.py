@@ -142,6 +142,8 @@ def test_an_interrupted_comparison_goes_on(scripts, random_lpips, monkeypatch, t
         (["--recipe", "README.md"], "is not a recipe"),
         (["--recipe", "RECIPE"], "is not a recipe: tasks.0.methods: expected a list of methods"),
         (["--device", "gpu"], "The device 'gpu' is not supported"),
+        (["--times", "fast", "--solver", "dps"], "methods.0.times: Unknown time grid 'fast'"),
+        (["--solver", "diffpir(weight=-1)"], "DiffPIR: weight must be"),
     ],
 )
 def test_a_comparison_refuses_in_one_sentence(words, sentence, scripts, random_lpips, monkeypatch, tmp_path, capsys):
@@ -156,6 +158,52 @@ def test_a_comparison_refuses_in_one_sentence(words, sentence, scripts, random_l
     error = capsys.readouterr().err
     assert sentence in error and error.startswith("Error: ") and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+TASK = {"name": "a", "title": "A", "operator": "identity", "sigma": 0, "methods": ["ddnm"]}
+RECIPE = {"prior": "gaussian", "seed": 0, "steps": 2, "samples": 1, "tasks": [TASK]}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sentence"),
+    [
+        ({"tasks": [TASK | {"name": "../a"}]}, "tasks.0.name: '../a' names no folder"),
+        ({"tasks": [TASK | {"name": ""}]}, "tasks.0.name: '' names no folder"),
+        ({"tasks": [TASK | {"name": "/a"}]}, "tasks.0.name: '/a' names no folder"),
+        ({"tasks": [TASK, TASK | {"title": "B"}]}, "two tasks are called 'a'; rename one"),
+        ({"tasks": [TASK | {"methods": [{"spec": "bicubic", "times": "karras"}]}]}, "bicubic has no time grid"),
+        (
+            {"tasks": [TASK | {"methods": [{"spec": "ddnm", "step": 3}]}]},
+            "the keys there are spec, steps, times, samples.",
+        ),
+        ({"tasks": [TASK | {"sigma": "auto"}]}, "tasks.0.sigma: sigma auto is not a noise level"),
+        ({"tasks": [TASK | {"sigma": None}]}, "tasks.0.sigma: sigma None is not a noise level"),
+        ({"tasks": [TASK | {"operator": "blur(sigma=-1)"}]}, "blur"),
+        ({"tasks": [TASK | {"methods": ["mmdflow(flow_steps=0)"]}]}, "flow_steps must be"),
+        ({"step": 3}, "There is no key step; the keys there are prior, seed, steps, samples, tasks."),
+        ({"steps": True}, "steps: Input should be a valid integer, got True"),
+        ({"steps": "2"}, "steps: Input should be a valid integer, got '2'"),
+        ({"prior": ""}, "Unknown prior ''"),
+        ({"prior": None}, "prior: Input should be a valid string, got None"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_anything_runs(recipe, sentence, scripts, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("invsolve.metrics.lpips_network", lambda: None)
+    (tmp_path / "a.yaml").write_text(json.dumps(RECIPE | recipe))
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "compare", "--out", tmp_path / "out", "--recipe", tmp_path / "a.yaml", "--size", 32)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert sentence in error and error.startswith("Error: ") and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.yaml"]
+
+
+def test_a_method_that_cannot_do_it_does_not_stop_the_others(scripts, random_lpips, monkeypatch, tmp_path, capsys):
+    arguments = ["--out", tmp_path, "--size", 32, "--images", 1, "--samples", 1, "--tasks", "deblurring", "--steps", 2]
+    run(monkeypatch, "compare", *arguments, "--solver", "mmdflow", "--solver", "ddnm", "--times", "karras")
+    text = (tmp_path / "table.md").read_text()
+    assert "**mmdflow, karras grid** | n/a: " in text
+    assert "**ddnm, karras grid** | " in text
 
 
 def test_the_benchmark_of_solvers_counts_calls_and_gradients(scripts, monkeypatch, capsys):
