@@ -29,7 +29,7 @@ from .rng import image_seeds
 from .solve import Observer, solve
 from .solver import Solver
 from .solvers import SOLVERS, build_solver
-from .spec import parse_spec
+from .spec import parse_level, parse_spec
 from .times import check_grid
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ __all__ = [
     "sigma_of",
     "with_file_tables",
 ]
+
+FAR = 2.0  # a value beyond this is no rounding at the edge of [-1, 1]
 
 
 def restore(
@@ -73,8 +75,8 @@ def restore(
             a quality reads it from y if that is the path of a JPEG file.
         prior: a prior, the name of one, or the folder of a diffusers model.
         solver: a solver, or its name with fields such as "flowdps(step_size=10)"; see `default_solver` for None.
-        sigma: standard deviation of Gaussian noise in units of the [-1, 1] picture (0: none), "auto" to estimate it
-            for each picture, or a Noise object.
+        sigma: standard deviation of Gaussian noise in units of the [-1, 1] picture (0: none), a text such as "5/255"
+            for grey levels of 8 bits, "auto" to estimate it for each picture, or a Noise object.
         samples: posterior samples per measurement.
         steps: number of time steps; the solver's default if not given.
         times: name of the time grid, one of TIMES; the solver's own if not given.
@@ -229,13 +231,11 @@ def estimate_sigma(y: Tensor) -> float:
 
 
 def _gaussian(sigma: object) -> Noise:
-    if not isinstance(sigma, Real) or isinstance(sigma, bool):
-        raise ValueError(f'sigma must be a number in [-1, 1] units, "auto" or a Noise object, got {sigma!r}.')
-    sigma = float(sigma)
-    if not math.isfinite(sigma):
-        raise ValueError(f"sigma must be a finite number in [-1, 1] units, got {sigma}.")
-    if sigma < 0:
-        raise ValueError(f"sigma must not be negative, got {sigma}; use 0 for a noiseless measurement.")
+    if not isinstance(sigma, Real | str) or isinstance(sigma, bool):
+        raise ValueError(
+            f'sigma must be a number in [-1, 1] units, a text such as "5/255", "auto" or a Noise object, got {sigma!r}.'
+        )
+    sigma = parse_level(sigma if isinstance(sigma, str) else str(float(sigma)), "sigma", ", or auto")
     return GaussianNoise(sigma) if sigma > 0 else NoNoise()
 
 
@@ -253,6 +253,8 @@ def _joined(problems: Sequence[Problem], results: Sequence[Result], record: dict
     ]
     stats = {name: sum(result.stats[name] for result in results) / len(results) for name in results[0].stats}
     stats["seconds"] = sum(result.stats["seconds"] for result in results)
+    far = [(result.samples.abs() > FAR).flatten() for result in results]
+    stats["outside"] = float(torch.cat(far).double().mean())
     status = tuple(itertools.chain.from_iterable(result.status for result in results))
     return Result(torch.cat(samples), status, torch.cat(chi2), stats, record)
 

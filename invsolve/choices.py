@@ -33,6 +33,7 @@ __all__ = [
     "parse_noise",
     "public_fields",
     "sentence",
+    "sentence_about",
 ]
 
 NOISES: dict[str, Callable[..., Noise]] = {"gaussian": GaussianNoise, "poisson": PoissonNoise, "none": NoNoise}
@@ -67,6 +68,12 @@ def sentence(error: Exception) -> str:
         place = f"{error.filename}: " if error.filename else ""
         return one_line(f"{place}{error.strerror}; choose another file or folder, or mend this one.")
     return one_line(" ".join(str(error).split()))
+
+
+def sentence_about(path: Path, error: Exception) -> str:
+    """One line for the user about one file of several, which names it."""
+    text = sentence(error)
+    return text if " ".join(path.name.split()) in text else one_line(f"{path}: {text}")
 
 
 def one_line(text: str) -> str:

@@ -311,6 +311,8 @@ def calibrate_command(
         typer.Option(
             "-o",
             "--out",
+            parser=path_of,
+            metavar="PATH",
             help="A file ending in .safetensors or .json.  Default: calibration.safetensors in the prior's folder, "
             "where the prior finds it.",
         ),

@@ -21,7 +21,7 @@ from .choices import (
     operator_for,
     parse_noise,
     public_fields,
-    sentence,
+    sentence_about,
 )
 from .images import Picture, at_bit_depth, encode_picture, load_image
 from .problem import GaussianNoise, Noise, NoNoise, simulate
@@ -103,7 +103,7 @@ def degrade_files(
             if not is_expected(error):
                 raise
             failed += 1
-            errors.print(f"Error: {sentence(error)}")
+            errors.print(f"Error: {sentence_about(source.path, error)}")
         else:
             console.print(one_line(text))
     return failed

@@ -29,7 +29,7 @@ from .choices import (
     operator_for,
     parse_noise,
     public_fields,
-    sentence,
+    sentence_about,
 )
 from .devices import find_device
 from .images import Picture, encode_picture, load_image
@@ -59,6 +59,8 @@ from .spec import format_spec, parse_spec
 from .times import check_grid
 
 __all__ = ["Options", "restore_files"]
+
+DOUBTFUL = 10.0  # chi^2 of a picture that does not explain its data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ def restore_files(inputs: Sequence[str], out: Path, options: Options, console: C
                 if not is_expected(error):
                     raise
                 outcome, text = "failed", ""
-                errors.print(f"Error: {sentence(error)}")
+                errors.print(f"Error: {sentence_about(source.path, error)}")
             counts[outcome] += 1
             bar.done(ran=outcome == "restored")
             if text:
@@ -242,8 +244,8 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
         "sigma": sigma_of(noise),
         "times": result.record["times"],
     }
-    _save(result, output, picture, about)
-    return "restored", f"restored {source.name} -> {output}"
+    notes = _save(result, output, picture, about)
+    return "restored", f"restored {source.name} -> {output}" + "".join(f" ({note})" for note in notes)
 
 
 def _build_operator(plan: Plan, source: Source, picture: Picture, fields: dict[str, Any]) -> Operator:
@@ -292,8 +294,8 @@ def _public_solver(solver: str) -> tuple[str, str | None]:
     return format_spec(name, fields | {"folder": Path(folder).name}), folder
 
 
-def _save(result: Result, output: Path, picture: Picture, about: dict[str, Any]) -> None:
-    """Write the pictures and, last, the record, whose presence means that all of them are there."""
+def _save(result: Result, output: Path, picture: Picture, about: dict[str, Any]) -> list[str]:
+    """Write the pictures and, last, the record, whose presence means that all of them are there; what to tell, too."""
     notes = list(picture.notes)
     if picture.alpha is not None and picture.alpha.shape != tuple(result.samples.shape[-2:]):
         notes.append("Alpha was resized to the size of the restored picture.")
@@ -305,17 +307,31 @@ def _save(result: Result, output: Path, picture: Picture, about: dict[str, Any])
         "note": "Restored with a generative prior: detail is plausible, not measured.",
     }
     pictures = _encode_pictures(result, output, picture, provenance)
+    chi2 = result.chi2[0].tolist()
+    doubts = _doubts(chi2, result.stats["outside"])
     record = about | {
         "outputs": [path.name for path in pictures],
         "stats": {name: json_number(value) for name, value in result.stats.items()},
-        "chi2": [json_number(value) for value in result.chi2[0].tolist()],
-        "notes": notes,
+        "chi2": [json_number(value) for value in chi2],
+        "notes": notes + doubts,
     }
     path = output.with_name(f"{output.stem}.json")
     stale = stale_outputs(path, list(pictures))
     atomic_writes(pictures | {path: encode_record(record)})
     for old in stale:
         old.unlink(missing_ok=True)
+    return doubts
+
+
+def _doubts(chi2: list[float], outside: float) -> list[str]:
+    """What speaks against a result, as sentences: its data, or values that no picture has."""
+    advice = "check --sigma and --operator, or change the solver's fields or --steps"
+    doubts = []
+    if worst := max((value for value in chi2 if value > DOUBTFUL), default=0.0):  # NaN without noise
+        doubts.append(f"Chi^2 is {worst:.3g}, where 1 explains the data to the noise level; {advice}.")
+    if outside > 0.5:
+        doubts.append(f"{100 * outside:.0f} % of the values lay far outside [-1, 1] and were cut; {advice}.")
+    return doubts
 
 
 def _encode_pictures(result: Result, output: Path, picture: Picture, provenance: dict[str, str]) -> dict[Path, bytes]:

@@ -68,6 +68,10 @@ DIVERGED = 10.0  # times the size of pictures and cloud (and 1): no stage has to
 ABOUT, PAIRS, PROGRESS = "card.json", "pairs.safetensors", "progress.safetensors"
 
 
+class DivergedError(ValueError):
+    """A stage went astray; the text says what to change."""
+
+
 @dataclass(frozen=True)
 class StageReport:
     """What a stage did.
@@ -158,7 +162,11 @@ def fit(
         x, done = kept.pop("x").to(device), int(kept.pop("done"))
         flow.load_state_dict(kept)
     for k in range(done, len(flow.stages)):
-        x, what = _fit_stage(flow, k, x, pairs, settings)
+        try:
+            x, what = _fit_stage(flow, k, x, pairs, settings)
+        except DivergedError:
+            shutil.rmtree(work)  # the same options would do the same again
+            raise
         state = {key: tensor.contiguous() for key, tensor in flow.state_dict().items()}
         atomic_write(work / PROGRESS, save(state | {"x": x.contiguous(), "done": torch.tensor(k + 1)}))
         report(what)
@@ -228,7 +236,7 @@ def _fit_stage(flow: FittedFlow, k: int, x: Tensor, pairs: Pairs, settings: FitS
     missed = None if wanted is None else _rms(wanted - moved)
     far = DIVERGED * (1 + _rms(x) + _rms(target))
     if not (_rms(moved) <= far and (missed is None or missed <= far)):
-        raise ValueError("The fit diverged; lower --lr or --step-size, or take more --slices.")
+        raise DivergedError("The fit diverged; lower --lr or --step-size, or take more --slices.")
     return x - moved, StageReport(k + 1, len(flow.stages), _rms(moved), missed)
 
 

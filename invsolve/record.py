@@ -232,9 +232,10 @@ def run_key(settings: Settings, files: Mapping[str, str], version: str) -> str:
 
 
 def is_done(record: Path, key: str) -> bool:
-    """Whether a record tells of the same run and the pictures it wrote are still there."""
+    """Whether a record tells of the same run and the pictures it wrote are still there, and not empty."""
     outputs = _outputs(record)
-    return read_record(record).get("key") == key and bool(outputs) and all(path.is_file() for path in outputs)
+    there = bool(outputs) and all(path.is_file() and path.stat().st_size > 0 for path in outputs)
+    return there and read_record(record).get("key") == key
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class Result:
         status: one per measurement and sample, B lists of S.
         chi2: misfit |A(x) - y|^2 / (sigma^2 m) of every sample (B, S), about 1 for a picture that explains the
             data; NaN where the noise level is zero or unknown.
-        stats: steps, seconds, and per sample the calls of network, network_vjp, encode, decode, decode_vjp.
+        stats: steps, seconds, and per sample the calls of network, network_vjp, encode, decode, decode_vjp; from
+            `restore` also outside, the share of values beyond [-2, 2] before they were cut to [-1, 1].
         record: what is needed to repeat the run, as `restore` knows it; empty from `solve`.
     """
 

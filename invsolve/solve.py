@@ -124,7 +124,7 @@ def solve(
         )
     seeds = image_seeds(seed, len(problem.y))
     for name, count in {"samples": samples, "batch_size": batch_size}.items():
-        if not isinstance(count, int) or count < 1:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {count!r}.")
     if not isinstance(times, Tensor | str | None):
         raise TypeError(f"times must be a tensor or the name of a time grid, got {times!r}.")
@@ -184,5 +184,5 @@ def _solve_batch(
         if not finite.any():
             break  # nothing left to save in this batch
     x = prior.decode(solver.estimate(state))
-    chi2 = problem.chi2(x)  # infinite where finite pictures are too far from the data for a number
-    return x, chi2, finite & x.flatten(1).isfinite().all(dim=1) & ~chi2.isinf()
+    chi2 = problem.chi2(x)  # infinite where finite pictures are too far from the data for a number, NaN without noise
+    return x, chi2, finite & x.square().flatten(1).sum(dim=1).isfinite() & ~chi2.isinf()

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-__all__ = ["Field", "format_spec", "parse_sigma", "parse_spec", "spec_fields", "split_spec"]
+__all__ = ["Field", "format_spec", "parse_level", "parse_sigma", "parse_spec", "spec_fields", "split_spec"]
 
 SHOWN = 80  # characters of a wrong value in a message
 MAX_LENGTH = 2000  # a spec is typed by hand; longer text is a mistake, and the parser's recursion is bounded
@@ -121,8 +121,20 @@ def parse_sigma(text: str) -> float | Literal["auto"]:
     Raises:
         ValueError: none of the three, negative, or larger than the range of a picture.
     """
-    if text.strip() == "auto":
-        return "auto"
+    return "auto" if text.strip() == "auto" else parse_level(text, "--sigma", ", or auto")
+
+
+def parse_level(text: str, name: str, otherwise: str = "") -> float:
+    """A noise level as a number in [-1, 1] units.
+
+    Arguments:
+        text: "0.1" in [-1, 1] units, or "25/255" in grey levels of 8 bits.
+        name: what messages call it.
+        otherwise: what else may be written, for messages.
+
+    Raises:
+        ValueError: it is none, negative, or larger than the range of a picture.
+    """
     number, grey_levels, rest = text.partition("/255")
     try:
         sigma = float(number) * (2 / 255 if grey_levels else 1)
@@ -130,14 +142,14 @@ def parse_sigma(text: str) -> float | Literal["auto"]:
         sigma = math.nan
     if rest.strip() or not math.isfinite(sigma):
         raise ValueError(
-            f"--sigma {text} is not a noise level; write 0.1 (in units of the [-1, 1] picture), 25/255 (25 grey levels "
-            "of an 8-bit picture, which is 0.196 in [-1, 1] units) or auto."
+            f"{name} {text} is not a noise level; write 0.1 (in units of the [-1, 1] picture) or 25/255 (25 grey "
+            f"levels of an 8-bit picture, which is 0.196 in [-1, 1] units){otherwise}."
         )
     if sigma < 0:
-        raise ValueError(f"--sigma must not be negative, got {text}; use 0 for a picture without noise.")
+        raise ValueError(f"{name} must not be negative, got {text}; use 0 for a picture without noise.")
     if sigma > 2:
         raise ValueError(
-            f"--sigma {text} is more than the whole range of a [-1, 1] picture; for grey levels of 8 bits write "
+            f"{name} {text} is more than the whole range of a [-1, 1] picture; for grey levels of 8 bits write "
             f"{number.strip()}/255."
         )
     return sigma
@@ -173,7 +185,8 @@ def _convert(value: Any, field: Field, owner: str) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError:
-        raise ValueError(f"{field.name} of {owner} must be {_type_name(field.type)}, got {_short(value)}.") from None
+        wanted = "finite" if value in (math.inf, -math.inf) else _type_name(field.type)
+        raise ValueError(f"{field.name} of {owner} must be {wanted}, got {_short(value)}.") from None
 
 
 def _is_simple(annotation: Any) -> bool:

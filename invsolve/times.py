@@ -110,8 +110,8 @@ def make_times(name: str, n: int, schedule: Schedule, own_ratio: float = math.in
             noise of y for that of the path; others count y twice, which may still serve where the noise is high.
     """
     check_grid(name)
-    if not 1 <= n <= 1000:
-        raise ValueError(f"steps must be 1 to 1000, got {n}.")
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= 1000:
+        raise ValueError(f"steps must be an integer from 1 to 1000, got {n!r}.")
     from_data = name == "from_data" and own_ratio < RESTORATION_START
     ratio = LinearFlow().ratio(restoration(n, own_ratio) if from_data else TIMES[name](n))
     largest, first = schedule.ratio(torch.ones((), dtype=torch.float64)), ratio[ratio.isfinite()].max()

@@ -329,8 +329,31 @@ def test_the_misfit_is_that_of_the_samples_as_they_are_handed_out() -> None:
 
 def test_a_misfit_beyond_all_numbers_is_no_restoration() -> None:
     options: dict[str, Any] = {"operator": "identity", "prior": "gaussian", "sigma": 0.1, "steps": 3}
-    result = package.restore(torch.zeros(1, 3, 16, 16), solver="dps(step_size=1e25)", **options)
-    assert not result.ok
+    for sigma in (0.1, 0):  # without noise there is no chi^2 to tell
+        result = package.restore(torch.zeros(1, 3, 16, 16), solver="dps(step_size=1e30)", **{**options, "sigma": sigma})
+        assert not result.ok
+
+
+def test_a_doubtful_result_is_told_and_recorded() -> None:
+    picture("a.png")
+    words = ["a.png", "--operator", "downsample(factor=2)"]
+    for more, doubt in {
+        ("--sigma", "0.001", "--solver", "flowchef(step_size=0.01)"): "Chi^2 is ",
+        ("--solver", "flowchef(step_size=1e4)"): "% of the values lay far outside [-1, 1]",
+    }.items():
+        result = restore(*words, *more)
+        assert result.exit_code == 0
+        assert doubt in result.stdout
+        assert doubt in record("restored/a.json")["notes"][0]
+    assert "Chi^2" not in restore(*words, "--sigma", "0.1").stdout
+    assert record("restored/a.json")["notes"] == []
+
+
+def test_sigma_in_grey_levels_from_python_too() -> None:
+    options: dict[str, Any] = {"operator": "identity", "prior": "gaussian", "steps": 2}
+    y = torch.zeros(3, 16, 16)
+    by_text, by_number = (package.restore(y, sigma=sigma, **options) for sigma in ("5/255", 10 / 255))
+    assert torch.equal(by_text.samples, by_number.samples)
 
 
 def test_sigma_auto_is_estimated_for_each_picture() -> None:
@@ -349,7 +372,7 @@ def test_sigma_auto_is_estimated_for_each_picture() -> None:
 def test_restore_refuses_before_it_computes() -> None:
     options: dict[str, Any] = {"prior": load_prior("gaussian"), "steps": 2}
     for sigma in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="finite"):
+        with pytest.raises(ValueError, match="not a noise level"):
             package.restore(torch.zeros(1, 3, 8, 8), operator="identity", sigma=sigma, **options)
     operator = build_operator("inpaint-random", (3, 8, 8))
     with pytest.raises(ValueError, match=r"expects a measurement \(B, 3, 8, 8\)"):
@@ -413,6 +436,8 @@ def test_what_changed_is_done_again() -> None:
     assert "restored a.png" in restore(*words, "--seed", "1").stdout
     Path("restored/a.json").write_text("{")
     assert "restored a.png" in restore(*words, "--seed", "1").stdout
+    Path("restored/a.png").write_bytes(b"")
+    assert "restored a.png" in restore(*words, "--seed", "1", "--overwrite").stdout
 
 
 @pytest.mark.parametrize("tool", ["restore", "degrade"])
@@ -498,6 +523,19 @@ def test_one_bad_picture_does_not_stop_the_others() -> None:
     assert result.stderr.count("Error:") == 1
     assert "2 restored, 1 failed" in result.stdout
     assert sorted(files("restored")) == ["a.json", "a.png", "c.json", "c.png"]
+
+
+@pytest.mark.parametrize("tool", ["restore", "degrade"])
+def test_what_one_picture_cannot_have_names_it(tool: str) -> None:
+    picture("in/tiny/a.png")
+    Image.new("RGB", (3, 3)).save("in/b.png")
+    result = invsolve(
+        tool, "in", "--operator", "blur-uniform(size=9)", "-o", "out", *(FAST if tool == "restore" else [])
+    )
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: in/b.png: ")
+    assert result.stderr.count("\n") == 1
+    assert Path("out/tiny/a.png").exists()
 
 
 def test_dry_run_writes_nothing() -> None:

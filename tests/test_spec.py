@@ -67,7 +67,7 @@ def test_parse(spec: str | dict[str, object], expected: tuple[str, dict[str, obj
         ("blur(sigma=1, sigma=2)", ["given twice"]),
         ("blur(sigma=a)", ["sigma of operator blur must be float, got 'a'"]),
         ("blur(sigma=True)", ["must be float"]),
-        ("blur(sigma=1e999)", ["must be float"]),
+        ("blur(sigma=1e999)", ["must be finite, got inf"]),
         ("blur(sigma=1, boundary=mirror)", ["'zero' or 'circular'", "got 'mirror'"]),
         ("box(count=1.5)", ["count of operator box must be int or None"]),
         ("odd-one(on=1)", ["must be bool"]),
