@@ -19,6 +19,7 @@ from .rng import ImageRng
 __all__ = ["Solver", "check_choice", "check_range"]
 
 State = TypeVar("State")
+LARGEST = 2**63  # of an integer that tensors can be multiplied with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +58,18 @@ class Solver(abc.ABC, Generic[State]):
 
 def check_range(solver: Solver[Any], low: float, high: float, *names: str) -> None:
     """Refuse hyperparameters outside [low, high], not finite, or not whole where they are whole numbers, with one
-    sentence; None is a choice of its own.
+    sentence; None only where the field has it as a choice of its own.
     """
-    whole = {field.name for field in dataclasses.fields(solver) if "int" in str(field.type).split(" | ")}
+    types = {field.name: str(field.type).split(" | ") for field in dataclasses.fields(solver)}
     for name in names:
-        value = getattr(solver, name)
-        kinds = numbers.Integral if name in whole else numbers.Real
-        number = isinstance(value, kinds) and not isinstance(value, bool)
-        if value is not None and not (number and low <= value <= high and math.isfinite(value)):
+        value, whole = getattr(solver, name), "int" in types[name]
+        if value is None and "None" in types[name]:
+            continue
+        number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+        fits = number and (isinstance(value, float) or abs(value) < LARGEST)
+        if not (fits and low <= value <= high and math.isfinite(value)):
             bound = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
-            kind = "a whole number " if name in whole else ""
+            kind = "a whole number " if whole else ""
             raise ValueError(f"{type(solver).__name__}: {name} must be {kind}{bound}, got {value!r}.")
 
 

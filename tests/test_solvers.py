@@ -8,6 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from files import KERNEL_FILE, mask_file
 from toys import ReplayRng, ToyLatentPrior
 
 from invsolve import (
@@ -22,18 +23,21 @@ from invsolve import (
     simulate,
     solve,
 )
+from invsolve.linalg import grad
 from invsolve.operators import OPERATORS, Operator, SpectralOperator
 from invsolve.priors import DiscreteVP, Endpoints, Full, GaussianPrior, PowerLaw, Rescheduled
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
 from invsolve.rng import ImageRng
+from invsolve.solvers._data import curvature, downhill, misfit
 from invsolve.solvers._weighting import Weighting
 from invsolve.times import TIMES, make_times
 
 SHAPE = (3, 8, 8)
 PRIOR = GaussianPrior(PowerLaw())
-NEEDS_FILE = {"inpaint", "blur-kernel"}
 FIELDS = {
+    "inpaint": {"mask": mask_file(SHAPE[1:])},
+    "blur-kernel": {"kernel": KERNEL_FILE},
     "blur": {"sigma": 0.7},
     "blur-uniform": {"size": 3},
     "blur-motion": {"length": 3.0},
@@ -68,19 +72,34 @@ def two_steps(name, problem, prior=PRIOR, samples=1, n=2, **options):
     return solve(problem, prior, solver, make_times(solver.times, n, prior.schedule), samples=samples, **options)
 
 
-@pytest.mark.parametrize("row", [row for row in OPERATORS if row not in NEEDS_FILE])
+def latent_toy():
+    g = torch.Generator().manual_seed(0)
+    return ToyLatentPrior(torch.zeros(1, 4, 4, 4), torch.tensor(1.0), torch.randn(3, 4, generator=g))
+
+
+KINDS = {
+    "pixel flow": lambda: GaussianPrior(PowerLaw()),
+    "pixel diffusion": lambda: Rescheduled(GaussianPrior(PowerLaw()), DiscreteVP(linear_betas())),
+    "latent flow": latent_toy,
+    "latent diffusion": lambda: Rescheduled(latent_toy(), DiscreteVP(linear_betas())),
+}
+
+
+@pytest.mark.parametrize("row", OPERATORS)
 @pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("sigma", [0.1, 0.0])
-def test_every_solver_with_every_operator(name, row, sigma):
-    problem = toy(row, sigma=sigma)
-    if not isinstance(problem.operator, SOLVERS[name].requires):
-        with pytest.raises(TypeError, match="choose another solver"):
-            two_steps(name, problem)
+@pytest.mark.parametrize(("kind", "sigma"), [("pixel flow", 0.0), *((kind, 0.1) for kind in KINDS)])
+def test_every_solver_with_every_prior_and_operator(kind, sigma, name, row, monkeypatch):
+    """Two steps of each combination; one that cannot work says so before any network runs."""
+    problem, prior, solver = toy(row, sigma=sigma), KINDS[kind](), SOLVERS[name]
+    if not isinstance(problem.operator, solver.requires) or (prior.has_decoder and not solver.latents):
+        monkeypatch.setattr(prior, "predict", lambda z, t: pytest.fail("the network ran"))
+        with pytest.raises(TypeError, match=r"choose another solver|prior of pixels"):
+            two_steps(name, problem, prior)
         return
-    result = two_steps(name, problem, samples=2)
+    result = two_steps(name, problem, prior, samples=2)
     assert result.ok
     assert result.samples.shape == (1, 2, *SHAPE)
-    assert result.samples.isfinite().all()
+    assert result.samples.abs().max() < 10  # the prior has a standard deviation of 1
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -104,6 +123,24 @@ def test_network_calls_are_as_declared(name):
     result = two_steps(name, toy(n=2), n=7, samples=3)
     assert result.stats["network"] == SOLVERS[name]().network_calls(7)
     assert result.stats["steps"] == 7
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "resample(travel=2)",
+        "resample(travel=3, period=3)",
+        "daps(ode_steps=3)",
+        "pnpflow(averages=3)",
+        "sgfm(global_moves=0)",
+        "sgfm(variant='opt-1', evaluations=3)",
+        "dflow(evaluations=3)",
+        "flowpriors(inner_steps=2)",
+    ],
+)
+def test_network_calls_of_other_fields(spec):
+    solver = build_solver(spec)
+    assert solve(toy(), PRIOR, solver, steps=7).stats["network"] == solver.network_calls(7)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -159,9 +196,8 @@ def test_gradients_are_counted():
 
 def test_latent_priors():
     """Every solver runs through a decoder, and its picture explains the data better than an empty one."""
-    g = torch.Generator().manual_seed(0)
-    prior = ToyLatentPrior(torch.zeros(1, 4, 4, 4), torch.tensor(1.0), torch.randn(3, 4, generator=g))
-    x = prior.decode(torch.randn(1, 4, 4, 4, generator=g))
+    prior = latent_toy()
+    x = prior.decode(torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1)))
     operator, noise = build_operator("downsample", SHAPE, factor=2), GaussianNoise(0.1)
     problem = Problem(operator, noise, simulate(operator, noise, x, ImageRng([0])))
     for name in SOLVERS:
@@ -207,6 +243,46 @@ def test_hyperparameters_have_ranges(spec):
         build_solver(spec)
 
 
+@pytest.mark.parametrize("value", [None, True, "1", math.nan, math.inf, -1, 10**30])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_no_hyperparameter_takes_what_is_no_number(name, value):
+    solver = SOLVERS[name]
+    for field in dataclasses.fields(solver):
+        types = str(field.type).split(" | ")
+        allowed = (value is None and "None" in types) or (value == -1 and field.name == "weight_shift")
+        if {"int", "float"} & set(types) and not allowed:
+            with pytest.raises(ValueError, match=f"{field.name} must be"):
+                solver(**{field.name: value})
+
+
+@pytest.mark.parametrize("spec", ["reddiff", "rsd", "rsd(split=False)"])
+def test_sum_and_mean_are_two_ways_to_write_one_weight(spec):
+    problem, prior = toy(), latent_toy()
+    solver = build_solver(spec)
+    numbers = (
+        192 if getattr(solver, "split", False) is None else problem.n_data
+    )  # None: split, where there is a decoder
+    other = dataclasses.replace(solver, convention="sum", weight=solver.weight * numbers / 64)
+    first, second = (solve(problem, prior, s, steps=5, samples=3).samples for s in (solver, other))
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+    third = solve(problem, prior, dataclasses.replace(solver, convention="sum"), steps=5, samples=3).samples
+    assert not torch.allclose(first, third, atol=1e-3)
+
+
+def test_a_step_on_a_codec_never_raises_the_misfit():
+    """Its gradient is that of a smooth one, and differences of it are zero between its jumps."""
+    problem = toy("jpeg", sigma=0.0, quality=5)
+    g = torch.Generator().manual_seed(0)
+    for scale in (1e-4, 0.05, 1.0):
+        z = problem.y + scale * torch.randn(problem.y.shape, generator=g)
+        r = problem.residual(z)
+        pull = grad(lambda u: misfit("half_sq", problem, u), z)
+        largest, _ = curvature(problem, lambda u: u, z, torch.randn(z.shape, generator=g), 4)
+        assert largest >= 0.999 * pull.square().sum() / r.square().sum().clamp_min(1e-30)
+        for length in (0.1, 1.0, 1e4):
+            assert problem.residual(downhill(z, length * pull, problem, lambda u: u)).norm() <= r.norm()
+
+
 def test_nonfinite_rows_are_reported_and_the_others_go_on():
     """Two measurements, one of them driven to infinity by a prior that fails for it."""
     problem = toy(n=2)
@@ -237,7 +313,6 @@ def test_weightings_that_grow_without_bound_start_at_pure_noise(name, weighting,
     "spec",
     [
         "daps(inner=exact)",
-        "psld(back=adjoint)",
         "flowdps(step_size=1, data_term=adjoint_norm)",
         "flowchef(step_size=1, data_term=adjoint_norm)",
         "tds(krylov_steps=2)",

@@ -25,6 +25,7 @@ __all__ = [
     "check_data_term",
     "check_step",
     "curvature",
+    "downhill",
     "explain_data",
     "meet_data",
     "misfit",
@@ -38,6 +39,7 @@ ACCURACY = 0.01  # how closely the misfit meets the noise level, which is not kn
 DIFFERENCE = 0.01  # step of a difference quotient, in units of the [-1, 1] image
 STALL = 0.06  # of the misfit above the noise level: what a step has to take away for another one
 LATENT_STEPS = 6  # of a proximal step: more bend latents to show what the decoder cannot, though a blur gains by them
+HALVINGS = 6  # of a step that raises the misfit
 MIN_RHO = 1e-6  # keeps the proximal step well posed where no picture meets the noise level
 
 
@@ -207,12 +209,31 @@ def pseudo_inverse_guidance(
     return z0.detach(), eps.detach(), guidance
 
 
+def downhill(z: Tensor, move: Tensor, problem: Problem, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Z - move per image (B, *latent_shape), or a half, a quarter, ... of it where that would raise |A D(z) - y|.
+
+    For operators that are not linear, whose gradient may be that of something smoother; where no share lowers the
+    misfit, z stays.
+    """
+    start, share = misfit("half_sq", problem, decode(z)), torch.ones_like(problem.level)
+    for _ in range(HALVINGS):
+        worse = misfit("half_sq", problem, decode(z - expand_to(share, z) * move)) > start
+        if not worse.any():
+            break
+        share = torch.where(worse, share / 2, share)
+    else:
+        share = torch.where(worse, 0, share)
+    return z - expand_to(share, z) * move
+
+
 def curvature(
     problem: Problem, decode: Callable[[Tensor], Tensor], z: Tensor, v: Tensor, rounds: int
 ) -> tuple[Tensor, Tensor]:
     """The largest curvature of |A D(z) - y|^2 / 2 per image (B,), by power iteration from v; the last v warm starts.
 
     J^T J v with the Jacobian J at z is a difference of residuals, exact for linear A D, carried back by a gradient.
+    Differences may see nothing of a codec, which is flat between its jumps: the curvature is at least that along the
+    gradient, |J^T r|^2 / |r|^2 for the residual r.
 
     Arguments:
         problem: operator and data.
@@ -228,4 +249,7 @@ def curvature(
         push = ((problem.residual(decode(z + length * v)) - here) / length).detach()
         v = grad(lambda u, push=push: dot(problem.residual(decode(u)), push), z)  # type: ignore[misc]
         largest = norm(v)
+    if not isinstance(problem.operator, LinearOperator):
+        pull, here = grad(lambda u: misfit("half_sq", problem, decode(u)), z), here.detach()
+        largest = torch.maximum(largest, dot(pull, pull) / dot(here, here).clamp_min(torch.finfo(v.dtype).tiny))
     return largest, v

@@ -99,6 +99,7 @@ class FLAIR(Solver[State]):
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "regularizer_weight", "max_pull", "data_steps", "data_lr", "tolerance")
         check_range(self, 0, 1, "carry")
+        check_range(self, -1e6, 1e6, "weight_shift")
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         mu = prior.encode(first_guess(problem))

@@ -18,6 +18,7 @@ that is below the noise of the data, the data no longer pull.  The paper's alpha
 | alpha | 0.01 to 0.8 by task | 0.8 denoising, 0.3 super-resolution, 0.5 box, 0.01 random | 0 |
 | averages | 5 | 5 | 1 |
 | grid | 100 even steps | 100 | `restoration`, 50 |
+| step, A not linear | – | – | halved where it would raise the misfit |
 | start | without effect | A^T 1 | regularised least squares |
 """
 
@@ -31,12 +32,13 @@ import torch
 from torch import Tensor
 
 from ..linalg import expand_to, grad
+from ..operators.base import LinearOperator
 from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import curvature, misfit
+from ._data import curvature, downhill, misfit
 from ._start import first_guess
 
 __all__ = ["PnPFlow"]
@@ -86,7 +88,9 @@ class PnPFlow(Solver[State]):
         largest, steepest = curvature(problem, prior.decode, z, steepest, ROUNDS)
         noise = (problem.level / prior.schedule.ratio(t)).square()
         step = self.step_size * flow_t**self.alpha / (largest + noise).clamp_min(torch.finfo(z.dtype).tiny)
-        z = z - expand_to(step, z) * grad(lambda u: misfit("half_sq", problem, prior.decode(u)), z)
+        move = expand_to(step, z) * grad(lambda u: misfit("half_sq", problem, prior.decode(u)), z)
+        linear = isinstance(problem.operator, LinearOperator)
+        z = z - move if linear else downhill(z, move, problem, prior.decode)
         ends = [prior.predict(prior.at(t, z, rng.randn_like(z)), t).clean for _ in range(self.averages)]
         return State(torch.stack(ends).mean(dim=0), steepest)
 

@@ -25,8 +25,10 @@ them, and one that suits super-resolution is far too long for a blur.  By defaul
 as long as the misfit would need to fall to the noise level, were it linear, but no longer than the clean end z0 would
 have to move by its own gradient g0: where noise hides z0, g is next to nothing.  Below that level there is none.
 
-G A has to be a projection, which A^T A is for masks and A^+ A for every operator; but A^+ makes up from noise what a
-blur has all but lost, so that G by default weighs the data against the uncertainty r of the clean end (`explain_data`).
+G A has to be a projection, which A^T A is for masks and A^+ A for every linear operator; but A^+ makes up from noise
+what a blur has all but lost, so that G by default weighs the data against the uncertainty r of the clean end
+(`explain_data`).
+
 A step belongs to the rectified flow; on any other path it is scaled by alpha + sigma, so that the same prior gives the
 same picture.
 """
@@ -41,7 +43,7 @@ import torch
 from torch import Tensor
 
 from ..linalg import expand_to, norm
-from ..operators.base import LinearOperator, PinvOperator
+from ..operators.base import LinearOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
@@ -66,7 +68,7 @@ class PSLD(Solver[Tensor]):
         data_std: standard deviation of the latents, for r.
     """
 
-    requires = PinvOperator
+    requires = LinearOperator
     times = "karras"
     steps = 28
 
@@ -81,8 +83,6 @@ class PSLD(Solver[Tensor]):
         check_choice(self, "back", Back)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
-        if self.back == "adjoint" and not isinstance(problem.operator, LinearOperator):
-            raise TypeError(f"PSLD: {type(problem.operator).__name__} has no adjoint; use back='pinv'.")
         return noisy_first_guess(t, problem, prior, rng)
 
     def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
@@ -94,7 +94,8 @@ class PSLD(Solver[Tensor]):
             if self.back == "prox":
                 x = explain_data(x0, problem, (problem.level / isotropic_std(prior, t, self.data_std)).square())
             else:
-                x = x0 + self._picture(problem, problem.y) - self._picture(problem, prediction)
+                back = problem.linear.pinv if self.back == "pinv" else problem.linear.adjoint
+                x = x0 + back(problem.y - prediction)
             misfit = norm(prediction - problem.y)
             loss = torch.maximum(misfit, problem.radius) + self.gluing * norm(z0 - prior.encode(x))
             g, g0 = torch.autograd.grad(loss.sum(), (z, z0))
@@ -106,10 +107,3 @@ class PSLD(Solver[Tensor]):
         else:
             move = self.step_size * g
         return prior.at(s, z0.detach(), z1.detach()) - sum(prior.schedule(s)) * move
-
-    def _picture(self, problem: Problem, data: Tensor) -> Tensor:
-        """G applied to data (B, *data_shape)."""
-        if self.back == "adjoint":
-            return problem.linear.adjoint(data)
-        assert isinstance(problem.operator, PinvOperator)
-        return problem.operator.pinv(data)

@@ -8,8 +8,9 @@
         g   = A^T (A mu - y) / m + weight * w(t) * (eps - n) / d
         mu  = Adam step along g,  betas (0.9, 0.99)
 
-m measured values and d latent entries per picture: both terms are means, as in the official code, so `weight` is
-lambda there and lambda_sum = weight * m / d relative to the sum |A mu - y|^2 / 2 of the paper.
+m measured values and d latent entries per picture: both terms are means, as in the official code, and `weight` is
+lambda there.  Next to the sum |A mu - y|^2 / 2 of the paper it is lambda_sum = weight * m / d: with convention = "sum"
+`weight` is that one.
 
 | | paper | official code | here |
 |---|---|---|---|
@@ -37,7 +38,7 @@ from ..rng import ImageRng
 from ..solver import Solver, check_choice, check_range
 from ._data import misfit
 from ._start import first_guess
-from ._weighting import Weighting, weigh
+from ._weighting import Convention, Weighting, weigh, weight_of_means
 
 __all__ = ["REDDiff"]
 
@@ -55,11 +56,12 @@ class REDDiff(Solver[State]):
 
     Arguments:
         lr: learning rate of Adam.
-        weight: lambda, weight of the regulariser relative to the data term (means on both sides).
+        weight: lambda, weight of the regulariser relative to the data term.
+        convention: of `weight`: `mean` between means, as in the official code, or `sum` between sums, as in the paper.
         weighting: w(t) as a function of sigma/alpha.
 
     Raises:
-        ValueError: an unknown weighting.
+        ValueError: an unknown weighting or convention.
     """
 
     times = "vp"
@@ -67,10 +69,12 @@ class REDDiff(Solver[State]):
 
     lr: float = 0.1
     weight: float = 0.25
+    convention: Convention = "mean"
     weighting: Weighting = "s_over_a"
 
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "lr", "weight")
+        check_choice(self, "convention", Convention)
         check_choice(self, "weighting", Weighting)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
@@ -81,9 +85,10 @@ class REDDiff(Solver[State]):
         mu, optimizer = state
         n = rng.randn_like(mu)
         eps = prior.predict(prior.at(t, mu, n), t).noise
-        weight = self.weight * weigh(self.weighting, prior.schedule.ratio(t))
-        g = grad(lambda z: misfit("half_sq", problem, prior.decode(z)) / problem.n_data, mu)
-        mu.grad = g + expand_to(weight, mu) * (eps - n) / mu[0].numel()
+        d, m = mu[0].numel(), problem.n_data
+        weight = weight_of_means(self.weight, self.convention, m, d) * weigh(self.weighting, prior.schedule.ratio(t))
+        g = grad(lambda z: misfit("half_sq", problem, prior.decode(z)) / m, mu)
+        mu.grad = g + expand_to(weight, mu) * (eps - n) / d
         optimizer.step()
         return State(mu, optimizer)
 

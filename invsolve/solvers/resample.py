@@ -98,6 +98,7 @@ class ReSample(Solver[State]):
         check_range(self, 1, math.inf, "period")
 
     def network_calls(self, steps: int) -> int:
+        """Those of a grid that starts below `hard_below`; with `travel`, steps above it take fewer."""
         return steps + self.travel * ((steps - 1) // self.period)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:

@@ -17,9 +17,10 @@ N particles per measurement, i = 1 .. N, all with the same y; D the decoder, f t
             z_i = Adam step along grad |A D(z_i) - y|^2 / 2m + weight * w(t) * g
 
 m measured values, p pixels, d latent entries; Adam with betas (0.9, 0.99).  The misfits and the regulariser are means,
-as in the official code: next to a sum over pixels the regulariser weighs weight * p / d (48 times `weight` for Stable
-Diffusion), next to a sum over the data weight * m / d.  R is the gradient of one number however large the picture is;
-the official code divides it by d with the rest, so that its gamma is gamma * d here (16384 at 64x64 latents).
+as in the official code: next to a sum over pixels (split) the regulariser weighs weight * p / d (48 times `weight` for
+Stable Diffusion), next to a sum over the data (plain) weight * m / d; with convention = "sum" `weight` is that.  R is
+the gradient of one number however large the picture is; the official code divides it by d with the rest, so that its
+gamma is gamma * d here (16384 at 64x64 latents).
 
 | | paper | official code: defaults, scripts | here |
 |---|---|---|---|
@@ -61,7 +62,7 @@ from ..rng import ImageRng
 from ..solver import Solver, check_choice, check_range
 from ._data import misfit
 from ._start import first_guess
-from ._weighting import Weighting, weigh
+from ._weighting import Convention, Weighting, weigh, weight_of_means
 
 __all__ = ["RSD", "repulsion"]
 
@@ -88,7 +89,9 @@ class RSD(Solver[State]):
             seen through the decoder; else one gradient through both.  None: only where there is a decoder.
         lr: learning rate of Adam for z.
         lr_x: learning rate of Adam for x.
-        weight: lambda, weight of the regulariser relative to the misfit (means on both sides).
+        weight: lambda, weight of the regulariser relative to the misfit.
+        convention: of `weight`: `mean` between means, as in the official code, or `sum` next to a sum over the data
+            (plain) or the pixels (split).
         weighting: w(t) as a function of sigma/alpha.
         coupling: rho, weight of |x - D(z)|^2 relative to the data term of x.
         gamma: repulsion; 0 is none.
@@ -98,7 +101,7 @@ class RSD(Solver[State]):
         start: `data` at the first guess that y gives, or `noise`.
 
     Raises:
-        ValueError: an unknown weighting, feature space or start, or dino without a network.
+        ValueError: an unknown weighting, convention, feature space or start, or dino without a network.
     """
 
     interacting = True
@@ -109,6 +112,7 @@ class RSD(Solver[State]):
     lr: float = 0.1
     lr_x: float = 0.05
     weight: float = 0.25
+    convention: Convention = "mean"
     weighting: Weighting = "trunc_linear"
     coupling: float = 0.2
     gamma: float = 0.003
@@ -119,6 +123,7 @@ class RSD(Solver[State]):
 
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "lr", "lr_x", "weight", "coupling", "gamma", "sigma_break")
+        check_choice(self, "convention", Convention)
         check_choice(self, "weighting", Weighting)
         check_choice(self, "start", Start)
         check_features(self.features, self.network, "latent")
@@ -144,7 +149,8 @@ class RSD(Solver[State]):
         if self.gamma and ratio >= self.sigma_break:
             push = repulsion(z, self._feature_map(prior), problem.particles)
             g = g - expand_to(self.gamma * d * sigma_t / torch.hypot(alpha_t, sigma_t), z) * push
-        weight = self.weight * weigh(self.weighting, ratio)
+        sums = x[0].numel() if split else problem.n_data
+        weight = weight_of_means(self.weight, self.convention, sums, d) * weigh(self.weighting, ratio)
 
         def fit_data(u: Tensor) -> Tensor:  # |A u - y|^2 / 2m  (B,)
             return misfit("half_sq", problem, u) / problem.n_data

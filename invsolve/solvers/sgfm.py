@@ -24,7 +24,7 @@ posterior exactly if x follows q(x) exp(-J(T(x))).  Only that density of the sou
 | step size | by hand | adapted, per picture |
 | b, global moves | – | against getting stuck between modes; every step leaves the density with b invariant |
 | opt-1, opt-2 | the same; opt-2 is D-Flow's objective | the same |
-| T | 3 to 9 Euler steps | 6 midpoint steps of the grid `karras`: 14 network calls |
+| T | 3 to 9 Euler steps | 10 midpoint steps of the grid `karras`: 22 network calls |
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class SGFM(Solver[Chain | Descent]):
     steps = 60
 
     variant: Variant = "hmc"
-    ode_steps: int = 6
+    ode_steps: int = 10
     leapfrog_steps: int = 4
     global_moves: int = 2
     burn_in: float = 0.75
