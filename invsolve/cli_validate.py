@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .choices import check_at_least
 from .record import check_writable
 from .solvers import SOLVERS, build_solver
-from .times import TIMES
 from .validate import (
     CURVE,
     SUITES,
@@ -87,11 +86,9 @@ def validate_samplers(
         steps=options.steps,
         particles=options.particles,
         problems=options.problems,
-        samples=options.samples,
     )
     check_at_least(0, first=options.first)
-    if options.times not in ("suite", "own", *TIMES):
-        raise ValueError(f"Unknown time grid {options.times!r}; choose suite, own, {', '.join(TIMES)}.")
+    check_at_least(2, samples=options.samples)
     if options.curve and (options.steps is not None or options.calls is not None):
         unused = "calls" if options.steps is None else "steps"
         raise ValueError(f"--curve chooses the numbers of steps itself; leave out --{unused}.")
@@ -110,14 +107,24 @@ def validate_samplers(
             raise ValueError(f"--without {name} leaves nothing out: {reason}.")
     rows = default_rows(
         chosen,
-        [name for name in SOLVERS if name not in options.without] if options.without else options.solvers,
+        options.solvers,
         calls=options.calls,
         steps=options.steps,
         times=options.times,
         particles=options.particles,
         one_each=options.one_each or None,
     )
+    rows = [row for row in rows if row.spec.partition("(")[0] not in options.without]
+    solvers = [build_solver(row.spec) for row in rows[2:]]
+    if not solvers:
+        raise ValueError("--without leaves no solver; leave out fewer.")
+    if (options.particles is not None or options.one_each) and not any(solver.interacting for solver in solvers):
+        unused = "one-each" if options.particles is None else "particles"
+        raise ValueError(f"--{unused} is for solvers whose samples see each other, and none here is one; leave it out.")
     check_writable(out)
+    for name in (RESULTS, "table.md"):
+        if (out / name).is_dir():
+            raise ValueError(f"{out / name} is a folder, where the results belong; choose another folder with -o.")
     if options.calibrate:
         _calibrate(chosen, rows, out, options, console)
         return

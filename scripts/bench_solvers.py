@@ -42,6 +42,8 @@ from invsolve import (
     solve,
 )
 from invsolve.allocator import keep_memory
+from invsolve.choices import check_at_least, is_expected, sentence
+from invsolve.devices import find_device
 from invsolve.operators import OPERATORS
 from invsolve.priors import LatentPrior, NetworkPrior
 from invsolve.problem import GaussianNoise
@@ -113,14 +115,27 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the network")
     parser.add_argument("--checkpointing", action="store_true")
     args = parser.parse_args()
+    try:
+        bench(args)
+    except Exception as error:
+        if not is_expected(error):
+            raise
+        parser.exit(2, f"Error: {sentence(error)}\n")
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Print the table that the command line asks for."""
+    check_at_least(1, steps=args.steps, repetitions=args.repetitions, size=args.size)
+    check_at_least(0, samples=args.samples)
+    solvers = [build_solver(spec) for spec in args.solvers]  # a mistyped name must not wait for its turn
     keep_memory()
-    device = torch.device(args.device)
+    device = find_device(args.device)
     prior = load_prior(args.prior, getattr(torch, args.dtype)).to(device)
     if args.checkpointing:
         prior.checkpoint_gradients()
     pixel = prior.prior if isinstance(prior, LatentPrior) else prior
     if not isinstance(pixel, NetworkPrior):
-        raise SystemExit(f"The prior {args.prior} has no network to compare with.")
+        raise ValueError(f"The prior {args.prior} has no network to compare with; name another with --prior.")
     truth = held_out(args.size)[:1].to(device)
     name, fields = parse_spec(args.operator, OPERATORS, "operator")
     operator, noise = build_operator(name, (3, args.size, args.size), **fields).to(device), GaussianNoise(0.02)
@@ -129,12 +144,8 @@ def main() -> None:
     bare_calls(pixel.backbone.network, z, 1, 1)  # warm-up
     head = ["solver", "network calls", "gradients", "solve, s", "bare network, s", "ratio", "memory, MiB", "scaling"]
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
-    for spec in args.solvers:
-        solver = build_solver(spec)
+    for spec, solver in zip(args.solvers, solvers, strict=True):
         label = spec + "*" * (spec.partition("(")[0] in INNER) + "+" * solver.interacting
-        if not isinstance(operator, solver.requires):
-            print(f"| {label} | needs a {solver.requires.__name__}" + " |" * len(head))
-            continue
         times = make_times(solver.times, args.steps, prior.schedule)
         fewest = 2 if solver.interacting else 1
 
@@ -144,7 +155,11 @@ def main() -> None:
             return stats
 
         pairs = []
-        memory = peak_memory(functools.partial(run, fewest), device)  # which is the warm-up, too
+        try:
+            memory = peak_memory(functools.partial(run, fewest), device)  # which is the warm-up, too
+        except (TypeError, ValueError) as error:  # what it cannot do
+            print(f"| {label} | {sentence(error)} |" + " |" * (len(head) - 2), flush=True)
+            continue
         for _ in range(args.repetitions):
             stats = run(fewest)
             calls, gradients = round(stats["network"]), round(stats["network_vjp"])

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from invsolve import SOLVERS, GaussianNoise, Problem, build_solver, solve
+from invsolve import SOLVERS, GaussianNoise, ImageRng, Problem, build_solver, simulate, solve
 from invsolve.cli import app
+from invsolve.fit import fit
 from invsolve.operators import Matrix
 from invsolve.priors import GaussianMixture, LinearDecoder
+from invsolve.stages import FitSettings
 from invsolve.validate import (
     EXACT,
     METRICS,
@@ -43,7 +46,7 @@ from invsolve.validate import (
 from invsolve.validate.calibration import coverage_curve, ranks, tarp_values, uniformity
 from invsolve.validate.metrics import bures, coverage, kl, ksd, max_sliced_wasserstein, sliced_wasserstein
 from invsolve.validate.problems import Suite, case_of, wide_grid
-from invsolve.validate.runner import steps_for
+from invsolve.validate.runner import run_row, steps_for
 from invsolve.validate.suites import gmm25_mixture, mcgdiff_path
 
 GOLDEN = Path(__file__).parent / "golden" / "gmm25"
@@ -103,11 +106,8 @@ def faults(case, x):
 # --- claims -----------------------------------------------------------------------------------------------------------
 
 
-FINE = {"sgfm": "sgfm(ode_steps=10)"}  # where the defaults save network calls: settings that show the method
-
-
 def samples_of(name, case):
-    solver = build_solver(FINE.get(name, name))
+    solver = build_solver(name)
     times = SMALL.times(case, solver.steps)
     return solve(case.problem, case.prior, solver, times, samples=500, batch_size=500, seed=1).samples[0]
 
@@ -475,28 +475,19 @@ def test_tarp_area_has_the_sign_of_the_fault(factor, sign):
     assert uniformity((ranks(truth[:, 0], samples[:, :, 0]).double() + 0.5) / 201) < 1e-3
 
 
-@pytest.mark.slow
 def test_calibration_equals_sbi():
-    """Ranks and TARP curve of the sbi package on the same samples."""
-    pytest.importorskip("sbi")
-    from sbi.diagnostics.sbc import _run_sbc
-    from sbi.diagnostics.tarp import _run_tarp, check_tarp
-
-    g = torch.Generator().manual_seed(0)
-    truth, samples = torch.randn(200, 3, generator=g), torch.randn(200, 50, 3, generator=g)
-    reference = torch.randn(200, 3, generator=g)
-    theirs = _run_sbc(truth, truth, samples.transpose(0, 1), "marginals", False)
+    """Ranks, TARP curve and its area by the sbi package on the same samples, see golden/README.md."""
+    kept = load_file(GOLDEN.parent / "sbi.safetensors")
+    truth, samples = kept["truth"], kept["samples"]
     ours = torch.stack([ranks(truth[:, k], samples[:, :, k]) for k in range(3)], dim=1)
-    assert torch.equal(ours.float(), theirs)
-    values = tarp_values(truth, samples, reference)
-    # Their grid spans the values found, multiples of 1/50: with 53 bins, a prime above 50, none lies on an inner point.
-    ecp, alpha = _run_tarp(samples.transpose(0, 1), truth, reference, num_bins=53)
-    ours = (values[:, None] <= alpha[1:]).double().mean(dim=0)
-    torch.testing.assert_close(ours, ecp[1:].double(), rtol=0, atol=1e-6)
+    assert torch.equal(ours.float(), kept["ranks"])
+    values = tarp_values(truth, samples, kept["reference"])
+    share = (values[:, None] <= kept["alpha"][1:]).double().mean(dim=0)
+    torch.testing.assert_close(share, kept["ecp"][1:], rtol=0, atol=1e-6)
     level, share = coverage_curve(values)
     upper = level >= 0.5
     area = float((share - level)[upper].sum() * (level[1] - level[0]))
-    assert area == pytest.approx(check_tarp(ecp, alpha)[0], abs=0.02)
+    assert area == pytest.approx(float(kept["area"]), abs=0.02)
 
 
 # --- runs, records, reports -------------------------------------------------------------------------------------------
@@ -651,6 +642,61 @@ def test_curves(tmp_path):
     assert figure.axes[0].get_xscale() == "log"
 
 
+def test_a_refusal_is_tried_again_and_written_once(tmp_path, monkeypatch):
+    path, suite, rows = tmp_path / "results.jsonl", SUITES["latent-linear"], [Row(spec="mcgdiff", calls=2)]
+    for _ in range(2):
+        (refused,) = run_suite(suite, rows, problems=1, samples=20, records=path)
+        assert "prior of pixels" in refused.error
+        assert len(path.read_text().splitlines()) == 1
+    tried = []
+    monkeypatch.setattr("invsolve.validate.runner.run_row", lambda *args: tried.append(args) or run_row(*args))
+    run_suite(suite, rows, problems=1, samples=20, records=path)
+    assert tried
+
+
+def test_a_flow_that_is_fitted_again_is_measured_again(tmp_path):
+    case, path = small_case("gaussian"), tmp_path / "results.jsonl"
+    rows = [Row(spec=f"mmdflow(folder='{tmp_path / 'flow'}')")]
+
+    def run():
+        return run_suite(SMALL, rows, problems=1, settings=["gaussian"], samples=20, records=path)[0]
+
+    found, rng = set(), ImageRng(range(60))
+    operator, noise = case.problem.operator, case.problem.noise
+    for seed in (0, 1):
+        z, settings = case.ignorant(60, seed), FitSettings(score_steps=2, particles=60, stages=1, seed=seed)
+        pairs = (z, simulate(operator, noise, z, rng))
+        shutil.rmtree(tmp_path / "flow", ignore_errors=True)
+        fit(lambda pairs=pairs: pairs, operator, noise, tmp_path / "flow", settings, source="gaussian")
+        found.add(run().metrics["sw1"])
+    assert len(found) == 2
+    assert run().metrics["sw1"] in found
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"steps": 0}, "steps must be a whole number"),
+        ({"particles": -2}, "particles must be a whole number"),
+        ({"calls": 1.5}, "calls must be a whole number"),
+        ({"times": "fast"}, "Unknown time grid 'fast'"),
+    ],
+)
+def test_a_row_refuses_what_it_cannot_be(fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        default_rows(SMALL, ["ddnm", "rsd"], **fields)
+
+
+def test_what_is_asked_for_twice_is_measured_once(tmp_path):
+    row = Row(spec="ddnm", calls=2)
+    measured = run_suite(SMALL, [row, row], problems=1, settings=["gaussian", "gaussian"], samples=20)
+    assert len(measured) == 1
+    with pytest.raises(TypeError, match="settings must be a sequence"):
+        run_suite(SMALL, [row], settings="gaussian")
+    labels = [r.label for r in default_rows(SMALL, ["ddnm", "rsd"], particles=5, one_each=True)[2:]]
+    assert labels == ["ddnm", "rsd, 5 particles, one of each run"]
+
+
 def test_bare_names_stand_for_the_settings_of_the_suite():
     suite = dataclasses.replace(SMALL, settings_of={"dps": Row(spec="dps(step_size=0.5)")})
     assert [row.spec for row in default_rows(suite, ["dps", "dps()", "ddnm"])[2:]] == [
@@ -715,12 +761,16 @@ def test_command_calibrates_what_it_can(tmp_path):
 
 
 def test_command_leaves_solvers_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("invsolve.cli_validate.SOLVERS", {name: SOLVERS[name] for name in ("dps", "ddnm", "ddrm")})
+    monkeypatch.setattr("invsolve.validate.runner.SOLVERS", {name: SOLVERS[name] for name in ("dps", "ddnm", "ddrm")})
     words = ("gmm25-8", "--setting", "dy=4", "--problems", "1", "--samples", "10", "--calls", "2")
     run = validate(*words, "--without", "ddrm", "-o", str(tmp_path))
     assert run.exit_code == 0, run.output
     rows = [json.loads(line)["row"] for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [row.split("(")[0] for row in rows] == [EXACT, PRIOR, "dps", "ddnm"]
+    words = ("gmm25-benchopt", "--setting", "dy=4", "--samples", "10", "--calls", "2")  # which has rows of its own
+    assert validate(*words, "--without", "mcgdiff", "-o", str(tmp_path / "own")).exit_code == 0
+    rows = [json.loads(line)["row"] for line in (tmp_path / "own" / "results.jsonl").read_text().splitlines()]
+    assert rows[2:] == [row.spec for row in SUITES["gmm25-benchopt"].rows[:2]]
 
 
 def test_command_lists_the_suites():
@@ -737,8 +787,12 @@ def test_command_lists_the_suites():
         (["gmm25-8", "--solver", "dsp"], "Unknown solver"),
         (["gmm25-8", "--solver", "dps(step=1)"], "has no field"),
         (["gmm25-8", "--problems", "0"], "--problems must be at least 1"),
-        (["gmm25-8", "--samples", "0"], "--samples must be at least 1"),
-        (["gmm25-8", "--samples", "1", "--problems", "1"], "samples at least 2"),
+        (["gmm25-8", "--samples", "0"], "--samples must be at least 2"),
+        (["gmm25-8", "--samples", "1", "--problems", "1"], "--samples must be at least 2, got 1."),
+        (["gmm25-8", "--first", "1" + "0" * 20, "--problems", "1"], "first must be 0 to"),
+        (["gmm25-8", "--solver", "dps", "--particles", "5"], "--particles is for solvers whose samples see each other"),
+        (["gmm25-8", "--solver", "dps", "--one-each"], "--one-each is for solvers whose samples see each other"),
+        (["gmm25-8", *(f"--without={name}" for name in SOLVERS)], "--without leaves no solver; leave out fewer"),
         (["gmm25-8", "--without", "dpss"], "--without dpss leaves nothing out: solvers are flowdps,"),
         (["gmm25-8", "--without", "dps", "--solver", "ddnm"], "--without dps leaves nothing out: --solver names"),
         (["gmm25-8", "--first", "-1"], "--first must be at least 0"),

@@ -2,8 +2,10 @@
 
 SBC (Talts et al., arXiv 1804.06788): the rank of f(x) among f of L samples is uniform on 0 .. L, for any f of a number.
 TARP (Lemos et al., arXiv 2302.03026): the share of samples nearer to a reference point than the truth is uniform on
-[0, 1], for any reference point that does not know the truth; one that depends on y also finds a sampler that ignores y.
-Both are checked against the sbi package in the tests.
+[0, 1], for any reference point that does not know the truth; one that depends on y can also find a sampler that ignores
+y, if y is about much of the picture: else the ranks of the likelihood find it.
+
+The tests check both against the sbi package.
 """
 
 from __future__ import annotations

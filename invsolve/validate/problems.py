@@ -13,7 +13,7 @@ from ..operators import Matrix, Shape
 from ..priors import GaussianMixture, LinearDecoder, LinearFlow, Prior
 from ..problem import GaussianNoise, Problem
 from ..rng import derive_seed
-from ..times import karras
+from ..times import TIMES, karras
 
 __all__ = ["EXACT", "PRIOR", "Case", "Row", "Suite", "case_of", "random_operator", "wide_grid"]
 
@@ -110,6 +110,9 @@ class Row:
         times: "suite" for the grid of the suite, "own" for that of the solver, or a name of TIMES.
         particles: samples that see each other in one run of an interacting solver; all of them if None.
         one_each: keep one random particle of every such run instead of all.
+
+    Raises:
+        ValueError: a number is out of range, or there is no such grid.
     """
 
     spec: str
@@ -118,6 +121,13 @@ class Row:
     times: str = "suite"
     particles: int | None = None
     one_each: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("calls", self.calls), ("steps", self.steps), ("particles", self.particles)):
+            if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        if self.times not in ("suite", "own", *TIMES):
+            raise ValueError(f"Unknown time grid {self.times!r}; choose suite, own, {', '.join(TIMES)}.")
 
     @property
     def label(self) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import __version__
 from ..atomic import append_lines, read_lines
 from ..problem import Problem
+from ..record import prior_sha256
 from ..result import json_number
 from ..rng import derive_seed
 from ..solve import default_times, solve
@@ -40,6 +41,7 @@ __all__ = [
 
 CURVE = (5, 10, 20, 50, 100, 200, 500)  # network calls per sample of the curves
 BILL = ("steps", "calls", "gradients", "seconds")
+MOST = 10**9  # of counts and numbers of problems
 ROWS_PER_BATCH = 4096  # of mixtures in few dimensions
 
 
@@ -94,7 +96,7 @@ def _steps_of(row: Row) -> int:
     """How many steps a row takes; 0 for exact and prior samples."""
     if row.spec in (EXACT, PRIOR):
         return 0
-    return row.steps or steps_for(build_solver(row.spec), row.calls)
+    return steps_for(build_solver(row.spec), row.calls) if row.steps is None else row.steps
 
 
 def times_for(row: Row, suite: Suite, case: Case, solver: Solver[Any]) -> Tensor:
@@ -191,18 +193,20 @@ def default_rows(suite: Suite, specs: Sequence[str] = (), **fields: Any) -> list
     Arguments:
         suite: whose rows, settings and number of calls are taken for what is not given.
         specs: solvers.
-        fields: of `Row`, for every solver; None leaves what the suite has.
+        fields: of `Row`, for every solver that has a use for them; None leaves what the suite has.
 
     Raises:
-        ValueError: a solver cannot be read.
+        ValueError: a solver cannot be read, or a field has another value.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     if "calls" in given:
         given.setdefault("steps", None)  # or the steps of the suite's settings would stay
     rows = [suite.settings_of.get(spec, Row(spec=spec, calls=suite.calls)) for spec in specs or SOLVERS]
-    rows = [replace(row, **given) for row in (suite.rows if suite.rows and not specs else rows)]
-    for row in rows:
-        build_solver(row.spec)  # a mistyped name must not wait for its turn
+    rows = list(suite.rows if suite.rows and not specs else rows)
+    for k, row in enumerate(rows):
+        together = build_solver(row.spec).interacting  # a mistyped name must not wait for its turn
+        of_particles = () if together else ("particles", "one_each")
+        rows[k] = replace(row, **{name: value for name, value in given.items() if name not in of_particles})
     return [Row(spec=EXACT), Row(spec=PRIOR), *rows]
 
 
@@ -232,28 +236,30 @@ def run_suite(
         report: called with every measurement, also with those found in the file.
 
     Raises:
-        ValueError: a setting is unknown, the suite has fewer problems, or a count is below 1.
+        TypeError: settings is one text.
+        ValueError: a setting is unknown, the suite has fewer problems, or a count is out of range.
     """
-    chosen = tuple(settings or suite.settings)
+    if isinstance(settings, str):
+        raise TypeError(f"settings must be a sequence of texts, got {settings!r}; write [{settings!r}].")
+    chosen = tuple(dict.fromkeys(settings or suite.settings))
     problems = suite.problems if problems is None else problems
     samples = suite.samples if samples is None else samples
-    if problems < 1 or first < 0 or samples < 2:
-        raise ValueError(
-            f"problems must be at least 1, first at least 0, samples at least 2; got {problems}, {first}, {samples}."
-        )
+    for name, value, least in (("problems", problems, 1), ("first", first, 0), ("samples", samples, 2)):
+        if not least <= value <= MOST:
+            raise ValueError(f"{name} must be {least} to {MOST}, got {value}.")
     for setting in chosen:
         suite.case(setting, first + problems - 1)  # what is not there must not wait for its turn
     known = {record.key: record for record in load_records(records)} if records is not None else {}
     measured = []
-    rows = list(rows)
+    rows = list(dict.fromkeys(rows))
     for setting in chosen:
         for case in (suite.case(setting, index) for index in range(first, first + problems)):
             for row in rows:
                 key = _key(suite, case, row, samples, seed)
                 record = known.get(key)
-                if record is None or not (record.error or record.steps == _steps_of(row)):  # or of other code
-                    record = measure(row, suite, case, samples=samples, seed=seed, key=key)
-                    if records is not None:
+                if record is None or record.error or record.steps != _steps_of(row):  # refused before, or of other code
+                    before, record = record, measure(row, suite, case, samples=samples, seed=seed, key=key)
+                    if records is not None and not (before and before.error == record.error != ""):
                         append_lines(records, [record.to_json()])
                 measured.append(record)
                 report(record)
@@ -271,6 +277,9 @@ def load_records(path: Path) -> Iterator[Measured]:
 
 def _key(suite: Suite, case: Case, row: Row, samples: int, seed: int) -> str:
     """A hash of all that decides the numbers."""
-    solver = None if row.spec in (EXACT, PRIOR) else repr(build_solver(row.spec))
-    parts = [case.key, asdict(row), solver, samples, suite.reference, seed, __version__, list(suite.columns)]
+    solver = None if row.spec in (EXACT, PRIOR) else build_solver(row.spec)
+    parts: list[Any] = [case.key, asdict(row), solver and repr(solver), samples, suite.reference, seed]
+    parts += [__version__, list(suite.columns)]
+    if folder := getattr(solver, "folder", None):
+        parts.append(prior_sha256(folder))  # a fit in the same place may be another one
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
