@@ -11,7 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["append_lines", "atomic_folder", "atomic_write", "atomic_writes", "check_replaceable", "read_lines"]
+__all__ = [
+    "append_lines",
+    "atomic_folder",
+    "atomic_write",
+    "atomic_writes",
+    "check_replaceable",
+    "is_unfinished",
+    "read_lines",
+]
 
 T = TypeVar("T")
 
@@ -97,6 +105,11 @@ def _beside(path: Path, what: str = "tmp") -> Path:
     """A short hidden name in the same folder, thus on the same disk, that no other process uses."""
     short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     return path.with_name(f".invsolve-{short}.{os.getpid()}.{what}")
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether that is a file which a killed process was about to put into its place."""
+    return path.name.startswith(".invsolve-") and path.suffix == ".tmp"
 
 
 def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:

@@ -51,7 +51,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from .atomic import atomic_write, check_replaceable
+from .atomic import atomic_write, check_replaceable, is_unfinished
 from .operators import Operator, Shape
 from .priors.base import Prior
 from .problem import Noise, Problem
@@ -246,7 +246,7 @@ def _check_state(work: Path, text: str) -> None:
     if path.is_file():
         if path.read_text() != text:
             raise _another_fit(work)
-    elif work.exists() and (not work.is_dir() or any(work.iterdir())):
+    elif work.exists() and (not work.is_dir() or any(not is_unfinished(entry) for entry in work.iterdir())):
         raise FileExistsError(f"{work} exists and is not the state of a fit; choose another folder with -o.")
 
 

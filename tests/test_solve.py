@@ -12,7 +12,7 @@ from invsolve.api import estimate_sigma
 from invsolve.linalg import cg, grad
 from invsolve.metrics import coverage, psnr, ssim
 from invsolve.rng import derive_seed, image_seeds
-from invsolve.solvers import DDNM
+from invsolve.solvers import DDNM, SOLVERS
 
 
 def picture(size=(24, 20), channels=3):
@@ -323,7 +323,11 @@ def test_poisson_counts_in_half_precision(peak):
     assert y.float().mean().abs() < 0.05
 
 
-@pytest.mark.parametrize("solver", ["diffpir", "ddnm", "dps(step_size=20.0)"])
+SENSITIVE = {"otode", "flowpriors"}  # up to 0.6 and 0.3 dB on single pictures
+SLOW = {"sgfm", "dflow", "daps", "mcgdiff", "tds", "mmdflow"}  # or not for single pictures
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in SENSITIVE | SLOW])
 def test_bfloat16_changes_the_quality_by_less_than_a_twentieth_of_a_decibel(solver):
     truth = torch.from_numpy(picture((64, 64))).permute(2, 0, 1)[None].float() / 127.5 - 1
     operator, noise = build_operator("downsample", (3, 64, 64), factor=2), GaussianNoise(0.02)
