@@ -259,7 +259,9 @@ def validate_command(
         typer.Option(help="Network calls per sample at most, unless one step takes more; the steps follow."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Time steps, instead of --calls.")] = None,
-    times: Annotated[str, typer.Option(help="suite: its grid; own: the solver's; or a grid's name.")] = "suite",
+    times: Annotated[
+        str | None, typer.Option(help="suite: its grid, the default of most rows; own: the solver's; or a grid's name.")
+    ] = None,
     particles: Annotated[int | None, typer.Option(help="Samples that see each other; by default all.")] = None,
     one_each: Annotated[bool, typer.Option("--one-each", help="Keep one particle of every run.")] = False,
     seed: Annotated[int, typer.Option(help="Of the samples; the problems are always the same.")] = 0,

@@ -48,7 +48,7 @@ class ValidateOptions:
     samples: int | None = None
     calls: int | None = None
     steps: int | None = None
-    times: str = "suite"
+    times: str | None = None
     particles: int | None = None
     one_each: bool = False
     seed: int = 0

@@ -770,7 +770,11 @@ def test_command_leaves_solvers_out(tmp_path, monkeypatch):
     words = ("gmm25-benchopt", "--setting", "dy=4", "--samples", "10", "--calls", "2")  # which has rows of its own
     assert validate(*words, "--without", "mcgdiff", "-o", str(tmp_path / "own")).exit_code == 0
     rows = [json.loads(line)["row"] for line in (tmp_path / "own" / "results.jsonl").read_text().splitlines()]
-    assert rows[2:] == [row.spec for row in SUITES["gmm25-benchopt"].rows[:2]]
+    assert rows[2:] == [row.label for row in SUITES["gmm25-benchopt"].rows[:2]]
+    words = ("gmm25-benchopt", "--setting", "dy=4", "--samples", "2", "--calls", "2")
+    assert validate(*words, "--without", "dps", "-o", str(tmp_path / "vp")).exit_code == 0
+    rows = [json.loads(line)["row"] for line in (tmp_path / "vp" / "results.jsonl").read_text().splitlines()]
+    assert rows[3] == "mcgdiff(eta=0.6), vp times, 32 particles, one of each run"  # the suite's own grid for it
 
 
 def test_command_lists_the_suites():
