@@ -233,12 +233,15 @@ def demo_command(
     console = _console()
     bar = StepBar([math.ceil(samples / BATCH_SIZE)] * len(TASKS), console, _console(stderr=True))
 
+    header = [HEADER]  # not before the first row: until then, a wrong option may end the run
+
     def report(row: DemoRow) -> None:
         bar.done(ran=True)
+        while header:
+            console.print(header.pop())
         console.print(str(row))
 
     with bar:
-        console.print(HEADER)
         run_demo(out, prior=prior, samples=samples, seed=seed, observers=[bar], report=report)
     console.print(f"The pictures are in {out}.")
 

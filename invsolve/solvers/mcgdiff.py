@@ -80,7 +80,7 @@ class MCGDiff(Solver[State]):
     """Sequential Monte Carlo in the singular basis of A: samples of the posterior, given enough of them.
 
     The samples of one measurement are its particles; ask for hundreds.  `State.ess` far below their number says that
-    they were too few.
+    they were too few, as a thousand are where the data are precise compared with the prior.
 
     Arguments:
         eta: share of fresh noise in a step; 1 is the ancestral step.  Without fresh noise the copies that resampling
