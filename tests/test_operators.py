@@ -634,7 +634,7 @@ BAD_FIELDS = [
     ("downsample-bicubic", {"factor": 8}, "factor is at most 7 for pictures of 7 x 8 pixels, got 8"),
     ("grayscale", {"weights": "rgb"}, "weights of operator grayscale must be 'mean' or 'luma', got 'rgb'"),
     ("blur", {"sigma": "wide"}, "sigma of operator blur must be float, got 'wide'"),
-    ("blur", {"sigma": math.inf}, "sigma of operator blur must be float, got inf"),
+    ("blur", {"sigma": math.inf}, "sigma of operator blur must be finite, got inf"),
     ("jpeg", {"quality": 10.5}, "quality of operator jpeg must be int, got 10.5"),
     ("inpaint-random", {"seed": 2**70}, r"seed is a whole number from 0 to 2\^63 - 1, got 1180591620717411303424"),
     ("inpaint-brush", {"seed": -1}, "from 0 to"),
