@@ -202,11 +202,11 @@ def make_noises(sigma: float | str | Noise, operator: Operator, y: Tensor) -> li
     """
     if isinstance(sigma, Noise):
         return [sigma]
-    if sigma != "auto":
+    if not (isinstance(sigma, str) and sigma.strip() == "auto"):
         return [_gaussian(sigma)]
     if operator.data_mask is not None and not operator.data_mask.all():
         raise ValueError("The noise of a picture with hidden pixels cannot be estimated; give sigma as a number.")
-    return [_gaussian(estimate_sigma(row)) for row in y.split(1)]
+    return [_noise_of(estimate_sigma(row)) for row in y.split(1)]
 
 
 def sigma_of(noise: Noise) -> float | str:
@@ -235,7 +235,10 @@ def _gaussian(sigma: object) -> Noise:
         raise ValueError(
             f'sigma must be a number in [-1, 1] units, a text such as "5/255", "auto" or a Noise object, got {sigma!r}.'
         )
-    sigma = parse_level(sigma if isinstance(sigma, str) else str(float(sigma)), "sigma", ", or auto")
+    return _noise_of(parse_level(sigma if isinstance(sigma, str) else str(float(sigma)), "sigma", ", or auto"))
+
+
+def _noise_of(sigma: float) -> Noise:
     return GaussianNoise(sigma) if sigma > 0 else NoNoise()
 
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .choices import check_at_least
 from .record import check_writable
-from .solvers import SOLVERS, build_solver
+from .solvers import build_solver
 from .validate import (
     CURVE,
     SUITES,
@@ -101,10 +101,7 @@ def validate_samplers(
         raise ValueError(
             f"--calibrate draws its own truths for one operator; --{unused} does nothing there, leave it out."
         )
-    for name in options.without:
-        if options.solvers or name not in SOLVERS:
-            reason = "--solver names what to run" if options.solvers else f"solvers are {', '.join(SOLVERS)}"
-            raise ValueError(f"--without {name} leaves nothing out: {reason}.")
+    options = dataclasses.replace(options, settings=tuple(dict.fromkeys(options.settings)))
     rows = default_rows(
         chosen,
         options.solvers,
@@ -114,6 +111,12 @@ def validate_samplers(
         particles=options.particles,
         one_each=options.one_each or None,
     )
+    rows = list(dict.fromkeys(rows))
+    names = list(dict.fromkeys(row.spec.partition("(")[0] for row in rows[2:]))
+    for name in options.without:
+        if options.solvers or name not in names:
+            reason = "--solver names what to run" if options.solvers else f"solvers are {', '.join(names)}"
+            raise ValueError(f"--without {name} leaves nothing out: {reason}.")
     rows = [row for row in rows if row.spec.partition("(")[0] not in options.without]
     solvers = [build_solver(row.spec) for row in rows[2:]]
     if not solvers:

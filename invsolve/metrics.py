@@ -103,9 +103,9 @@ def lpips_network() -> torch.nn.Module:
             weights = load_file(Path(trunk))
             for k, convolution in enumerate(convolutions):
                 convolution.load_state_dict({name: weights[f"{k}.{name}"] for name in ("weight", "bias")})
-        except (OSError, SafetensorError, KeyError, RuntimeError):
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            what = "cannot be read" if isinstance(error, OSError) else "holds no AlexNet convolutions"
             raise ValueError(
-                f"{LPIPS_TRUNK} is {trunk}, which holds no AlexNet convolutions; set it to the file that "
-                "scripts/fetch_lpips_trunk.py writes."
+                f"{LPIPS_TRUNK} is {trunk}, which {what}; set it to the file that scripts/fetch_lpips_trunk.py writes."
             ) from None
     return network.eval().requires_grad_(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from itertools import groupby, pairwise
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
@@ -124,7 +125,7 @@ def solve(
         )
     seeds = image_seeds(seed, len(problem.y))
     for name, count in {"samples": samples, "batch_size": batch_size}.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {count!r}.")
     if not isinstance(times, Tensor | str | None):
         raise TypeError(f"times must be a tensor or the name of a time grid, got {times!r}.")

@@ -69,6 +69,7 @@ def check_range(solver: Solver[Any], low: float, high: float, *names: str) -> No
         fits = number and (isinstance(value, float) or abs(value) < LARGEST)
         if not (fits and low <= value <= high and math.isfinite(value)):
             bound = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
+            bound += "" if fits or not number else ", and less than 2^63"
             kind = "a whole number " if whole else ""
             raise ValueError(f"{type(solver).__name__}: {name} must be {kind}{bound}, got {value!r}.")
 

@@ -142,7 +142,7 @@ def parse_level(text: str, name: str, otherwise: str = "") -> float:
         sigma = math.nan
     if rest.strip() or not math.isfinite(sigma):
         raise ValueError(
-            f"{name} {text} is not a noise level; write 0.1 (in units of the [-1, 1] picture) or 25/255 (25 grey "
+            f"{name} {text} is not a noise level; write 0.1 (in units of the [-1, 1] picture) or '25/255' (25 grey "
             f"levels of an 8-bit picture, which is 0.196 in [-1, 1] units){otherwise}."
         )
     if sigma < 0:
@@ -150,7 +150,7 @@ def parse_level(text: str, name: str, otherwise: str = "") -> float:
     if sigma > 2:
         raise ValueError(
             f"{name} {text} is more than the whole range of a [-1, 1] picture; for grey levels of 8 bits write "
-            f"{number.strip()}/255."
+            f"'{number.strip()}/255'."
         )
     return sigma
 
@@ -185,7 +185,8 @@ def _convert(value: Any, field: Field, owner: str) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError:
-        wanted = "finite" if value in (math.inf, -math.inf) else _type_name(field.type)
+        infinite = isinstance(value, float) and math.isinf(value) and field.type in (float, int)
+        wanted = "finite" if infinite else _type_name(field.type)
         raise ValueError(f"{field.name} of {owner} must be {wanted}, got {_short(value)}.") from None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..spec import Field, parse_spec, spec_fields, split_spec
@@ -54,11 +54,11 @@ def operator_fields(name: str) -> dict[str, Field]:
     return {field.name: field for field in spec_fields(OPERATORS[name])}
 
 
-def build_operator(name: str, image_shape: Shape, **fields: Any) -> Operator:
+def build_operator(name: str | Mapping[str, Any], image_shape: Shape, **fields: Any) -> Operator:
     """The operator of a row of OPERATORS; `spec` on it holds the name and all fields, defaults included.
 
     Arguments:
-        name: row of OPERATORS, or a text such as "blur(sigma=2)".
+        name: row of OPERATORS, a text such as "blur(sigma=2)", or {"name": "blur", "sigma": 2}.
         image_shape: (C, H, W) of the pictures it takes.
         fields: its parameters, see `operator_fields`; a file may be given as a str or a Path.
 
@@ -66,11 +66,16 @@ def build_operator(name: str, image_shape: Shape, **fields: Any) -> Operator:
         ValueError: if the row does not exist, does not take these fields, types or values, or one is given twice.
     """
     texts = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in fields.items()}
-    name, written = split_spec(name, "operator")
-    if twice := written.keys() & texts.keys():
+    if not isinstance(name, str | Mapping):
+        raise ValueError(f"An operator is built by its name, such as 'blur(sigma=2)', got {name!r}.")
+    spec = {"name": name} if isinstance(name, str) else dict(name)
+    if isinstance(name, str):
+        spec["name"], written = split_spec(name, "operator")
+        spec |= written
+    if twice := (spec.keys() - {"name"}) & texts.keys():
         both = ", ".join(sorted(twice))
-        raise ValueError(f"operator {name} is given {both} in its text and as a field; leave one out.")
-    name, given = parse_spec({"name": name, **written, **texts}, OPERATORS, "operator")
+        raise ValueError(f"operator {spec['name']} is given {both} in its text and as a field; leave one out.")
+    name, given = parse_spec(spec | texts, OPERATORS, "operator")
     values = {key: given.get(key, field.default) for key, field in operator_fields(name).items()}
     operator = OPERATORS[name](image_shape, **values)
     operator.spec = {"name": name, **values}

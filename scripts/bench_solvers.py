@@ -127,6 +127,8 @@ def bench(args: argparse.Namespace) -> None:
     """Print the table that the command line asks for."""
     check_at_least(1, steps=args.steps, repetitions=args.repetitions, size=args.size)
     check_at_least(0, samples=args.samples)
+    if args.steps > 1000:
+        raise ValueError(f"--steps must be 1 to 1000, got {args.steps}.")
     solvers = [build_solver(spec) for spec in args.solvers]  # a mistyped name must not wait for its turn
     keep_memory()
     device = find_device(args.device)

@@ -40,6 +40,7 @@ from invsolve import (
     Prior,
     Problem,
     build_operator,
+    build_solver,
     load_prior,
     metrics,
     simulate,
@@ -49,6 +50,7 @@ from invsolve.atomic import append_lines, read_lines
 from invsolve.choices import is_expected, sentence
 from invsolve.devices import find_device
 from invsolve.metrics import coverage, lpips, psnr, ssim
+from invsolve.record import prior_sha256
 from invsolve.result import json_number
 from invsolve.rng import derive_seed
 from invsolve.spec import parse_spec
@@ -106,7 +108,8 @@ def run_task(
     save_strip(shown(problem, truth), folder / "measurement.png")
     for method in task.methods:
         key = row_key(method, task, recipe, identity)
-        if is_done([row for row in read_rows(out) if row["id"] == key["id"]], out):
+        found = [row for row in read_rows(out) if row["id"] == key["id"]]
+        if is_done(found, out):
             continue
         setting = Setting(truth, problem, prior, key["steps"], key["times"], key["samples"], recipe.seed)
         label = method.spec if method.times is None else f"{method.spec}, {method.times} grid"
@@ -114,7 +117,8 @@ def run_task(
         try:
             outcome = run_method(method.spec, setting)
         except NotApplicableError as reason:
-            write_rows(out, [base | {"of": "sample", "reason": str(reason), "rows": 1}])
+            if all(row.get("reason") != str(reason) for row in found):
+                write_rows(out, [base | {"of": "sample", "reason": str(reason), "rows": 1}])
             print(f"{task.name}: {label}: {reason}", flush=True)
             continue
         n, stem = len(truth), f"{slug(label)}-{key['id'][:8]}"
@@ -150,13 +154,15 @@ def row_key(method: Method, task: Task, recipe: Recipe, identity: Row) -> Row:
         "samples": (method.samples or recipe.samples) if networks else 1,
         "seed": recipe.seed,
     }
+    if method.name in SOLVERS and (folder := getattr(build_solver(method.spec), "folder", None)):
+        key["fitted flow"] = prior_sha256(folder)  # another fit in the same folder is another method
     return key | {"id": hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}
 
 
 def is_done(rows: list[Row], out: Path) -> bool:
-    """Whether all rows of one method are there, with their pictures."""
+    """Whether all rows of one method are there, with their pictures; what could not be done is tried again."""
     complete = bool(rows) and len(rows) >= rows[0].get("rows", 1)
-    return complete and all("reason" in row or (out / row["picture"]).is_file() for row in rows)
+    return complete and all("picture" in row and (out / row["picture"]).is_file() for row in rows)
 
 
 def read_rows(out: Path) -> list[Row]:

@@ -57,8 +57,6 @@ class NotApplicableError(Exception):
 def run_ours(setting: Setting, name: str, fields: dict[str, Any]) -> Outcome:
     """A solver of invsolve."""
     solver = build_solver({"name": name, **fields})
-    if not isinstance(setting.problem.operator, solver.requires):
-        raise NotApplicableError(f"needs a {solver.requires.__name__}")
     grid = default_times(setting.problem, setting.prior, solver, setting.steps, setting.times)
     try:
         result = solve(setting.problem, setting.prior, solver, grid, samples=setting.samples, seed=setting.seed)

@@ -354,6 +354,11 @@ def test_sigma_in_grey_levels_from_python_too() -> None:
     y = torch.zeros(3, 16, 16)
     by_text, by_number = (package.restore(y, sigma=sigma, **options) for sigma in ("5/255", 10 / 255))
     assert torch.equal(by_text.samples, by_number.samples)
+    loud = 8 * torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 4
+    assert package.restore(loud, sigma="auto ", **options).record["sigma"] > 2  # an estimate has no bound
+    with pytest.raises(ValueError, match=r"for grey levels of 8 bits write '25\.0/255'"):
+        package.restore(y, sigma=25.0, **options)
+    assert package.restore(y, sigma=0.1, **{**options, "steps": np.int64(2)}).ok
 
 
 def test_sigma_auto_is_estimated_for_each_picture() -> None:

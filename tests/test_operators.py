@@ -504,6 +504,11 @@ def test_spec_builds_the_same_operator(case: Case) -> None:
 def test_operator_from_text() -> None:
     by_fields = build_operator("blur", SHAPE, sigma=2.0, boundary="zero")
     assert build_operator("blur(sigma=2)", SHAPE, boundary="zero").spec == by_fields.spec
+    assert build_operator({"name": "blur", "sigma": 2.0}, SHAPE, boundary="zero").spec == by_fields.spec
+    with pytest.raises(ValueError, match="built by its name"):
+        build_operator(5, SHAPE)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sigma of operator blur must be float"):
+        build_operator("blur", SHAPE, sigma=np.zeros(2))
     with pytest.raises(ValueError, match="operator blur is given sigma in its text and as a field; leave one out"):
         build_operator("blur(sigma=2)", SHAPE, sigma=3)
 

@@ -204,6 +204,9 @@ def test_a_method_that_cannot_do_it_does_not_stop_the_others(scripts, random_lpi
     text = (tmp_path / "table.md").read_text()
     assert "**mmdflow, karras grid** | n/a: " in text
     assert "**ddnm, karras grid** | " in text
+    run(monkeypatch, "compare", *arguments, "--methods", "classical", "--times", "karras")
+    text = (tmp_path / "table.md").read_text()
+    assert "wiener | " in text and "karras" not in text
 
 
 def test_the_benchmark_of_solvers_counts_calls_and_gradients(scripts, monkeypatch, capsys):
@@ -213,3 +216,7 @@ def test_the_benchmark_of_solvers_counts_calls_and_gradients(scripts, monkeypatc
         line.split("|")[1:4] for line in capsys.readouterr().out.splitlines() if line.startswith(("| dps", "| ddnm"))
     ]
     assert [[cell.strip() for cell in line] for line in lines] == [["dps", "2", "2"], ["ddnm", "2", "0"]]
+    run(monkeypatch, "bench_solvers", *arguments.split()[:-3], "--solvers", "mmdflow", "ddnm")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("| mmdflow | mmdflow without folder=") and lines[3].startswith("| ddnm | 2 |")
+    assert len({line.count("|") for line in lines}) == 1

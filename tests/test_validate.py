@@ -799,6 +799,10 @@ def test_command_lists_the_suites():
         (["gmm25-8", *(f"--without={name}" for name in SOLVERS)], "--without leaves no solver; leave out fewer"),
         (["gmm25-8", "--without", "dpss"], "--without dpss leaves nothing out: solvers are flowdps,"),
         (["gmm25-8", "--without", "dps", "--solver", "ddnm"], "--without dps leaves nothing out: --solver names"),
+        (
+            ["gmm25-benchopt", "--without", "flair"],
+            "--without flair leaves nothing out: solvers are ddrm, dps, ",
+        ),
         (["gmm25-8", "--first", "-1"], "--first must be at least 0"),
         (["gmm25-8", "--simulations", "30"], "--simulations is the number of truths of --calibrate"),
         (["gmm25-8", "--calibrate", "--curve"], "--curve does nothing there"),
@@ -818,6 +822,14 @@ def test_bad_input_is_one_sentence(words, sentence, tmp_path):
     assert sentence in run.output
     assert len(run.output.strip().splitlines()) == 1
     assert not (tmp_path / "v").exists()
+
+
+def test_a_folder_in_the_place_of_the_table_is_found_before_the_work(tmp_path):
+    (tmp_path / "table.md").mkdir()
+    run = validate("gmm25-8", "--setting", "dy=4", "--solver", "ddnm", "--problems", "1", "-o", str(tmp_path))
+    assert run.exit_code == 2
+    assert "table.md is a folder, where the results belong" in run.output.replace("\n", "")
+    assert not (tmp_path / "results.jsonl").exists()
 
 
 def test_find_suite():

@@ -210,10 +210,10 @@ def pseudo_inverse_guidance(
 
 
 def downhill(z: Tensor, move: Tensor, problem: Problem, decode: Callable[[Tensor], Tensor]) -> Tensor:
-    """Z - move per image (B, *latent_shape), or a half, a quarter, ... of it where that would raise |A D(z) - y|.
+    """Step from z to z - move (B, *latent_shape), or a half, a quarter, ... of it where that raises |A D(z) - y|.
 
-    For operators that are not linear, whose gradient may be that of something smoother; where no share lowers the
-    misfit, z stays.
+    For operators that are not linear, whose gradient may be that of something smoother; where every share down to
+    1 / 32 raises the misfit, z stays.
     """
     start, share = misfit("half_sq", problem, decode(z)), torch.ones_like(problem.level)
     for _ in range(HALVINGS):

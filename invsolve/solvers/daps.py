@@ -17,7 +17,7 @@
 | r_t | sigma_t / alpha_t | the same | `spread` times that of a signal with standard deviation `data_std` |
 | spread | – | – | 0.7 |
 | start of the chain | z0 | z0 | a draw of N(z0, r_t^2): only what y shows must move |
-| h | tuned per task | 1e-5 to 1e-4, decayed to 1/100 | from the curvature, step_size 0.2 |
+| h | tuned per task | 1e-5 to 1e-4, decayed to 1/100 | from the curvature (of a codec a lower bound), step_size 0.2 |
 | langevin_steps | 100 | 100 | 30 |
 | sigma_y | beta_y | 0.01 for a noise of 0.05 | the noise level |
 | ode_steps | 5 | 5 | 2 |

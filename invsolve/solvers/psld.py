@@ -95,7 +95,7 @@ class PSLD(Solver[Tensor]):
                 x = explain_data(x0, problem, (problem.level / isotropic_std(prior, t, self.data_std)).square())
             else:
                 back = problem.linear.pinv if self.back == "pinv" else problem.linear.adjoint
-                x = x0 + back(problem.y - prediction)
+                x = x0 + back(problem.y) - back(prediction)
             misfit = norm(prediction - problem.y)
             loss = torch.maximum(misfit, problem.radius) + self.gluing * norm(z0 - prior.encode(x))
             g, g0 = torch.autograd.grad(loss.sum(), (z, z0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -124,7 +125,7 @@ class Row:
 
     def __post_init__(self) -> None:
         for name, value in (("calls", self.calls), ("steps", self.steps), ("particles", self.particles)):
-            if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
         if self.times not in ("suite", "own", *TIMES):
             raise ValueError(f"Unknown time grid {self.times!r}; choose suite, own, {', '.join(TIMES)}.")

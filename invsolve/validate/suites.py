@@ -268,7 +268,7 @@ SUITES: dict[str, Suite] = {
             rows=(
                 Row(spec="ddrm(eta_a=0.85, eta_b=1.0, eta_c=1.0)", calls=99),
                 Row(spec="dps(step_size=2.0, temperature=0.6)", calls=99),
-                # A grid as fine at low noise as the benchmark's for this method, where its even steps are too wide.
+                # A grid as fine at low noise as the benchmark's for this method.
                 Row(spec="mcgdiff(eta=0.6)", calls=99, times="vp", particles=32, one_each=True),
                 Row(spec="mcgdiff(eta=0.6)", calls=99, times="vp", particles=128, one_each=True),
             ),
