@@ -237,7 +237,7 @@ def demo_command(
 
     def report(row: DemoRow) -> None:
         bar.done(ran=True)
-        while header:
+        if header:
             console.print(header.pop())
         console.print(str(row))
 

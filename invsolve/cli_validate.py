@@ -102,28 +102,7 @@ def validate_samplers(
             f"--calibrate draws its own truths for one operator; --{unused} does nothing there, leave it out."
         )
     options = dataclasses.replace(options, settings=tuple(dict.fromkeys(options.settings)))
-    rows = default_rows(
-        chosen,
-        options.solvers,
-        calls=options.calls,
-        steps=options.steps,
-        times=options.times,
-        particles=options.particles,
-        one_each=options.one_each or None,
-    )
-    rows = list(dict.fromkeys(rows))
-    names = list(dict.fromkeys(row.spec.partition("(")[0] for row in rows[2:]))
-    for name in options.without:
-        if options.solvers or name not in names:
-            reason = "--solver names what to run" if options.solvers else f"solvers are {', '.join(names)}"
-            raise ValueError(f"--without {name} leaves nothing out: {reason}.")
-    rows = [row for row in rows if row.spec.partition("(")[0] not in options.without]
-    solvers = [build_solver(row.spec) for row in rows[2:]]
-    if not solvers:
-        raise ValueError("--without leaves no solver; leave out fewer.")
-    if (options.particles is not None or options.one_each) and not any(solver.interacting for solver in solvers):
-        unused = "one-each" if options.particles is None else "particles"
-        raise ValueError(f"--{unused} is for solvers whose samples see each other, and none here is one; leave it out.")
+    rows = _rows(chosen, options)
     check_writable(out)
     for name in (RESULTS, "table.md"):
         if (out / name).is_dir():
@@ -144,6 +123,33 @@ def validate_samplers(
             figure = curve_figure(shown, "sw1", f"{chosen.name}, {setting}")
             figure.savefig(out / f"curve {setting}.png", dpi=150)
     console.print(f"The results are in {out}.")
+
+
+def _rows(suite: Suite, options: ValidateOptions) -> list[Row]:
+    """What is to be run: the exact and the prior samples, and at least one solver."""
+    rows = default_rows(
+        suite,
+        options.solvers,
+        calls=options.calls,
+        steps=options.steps,
+        times=options.times,
+        particles=options.particles,
+        one_each=options.one_each or None,
+    )
+    rows = list(dict.fromkeys(rows))
+    names = list(dict.fromkeys(row.spec.partition("(")[0] for row in rows[2:]))
+    for name in options.without:
+        if options.solvers or name not in names:
+            reason = "--solver names what to run" if options.solvers else f"solvers are {', '.join(names)}"
+            raise ValueError(f"--without {name} leaves nothing out: {reason}.")
+    rows = [row for row in rows if row.spec.partition("(")[0] not in options.without]
+    solvers = [build_solver(row.spec) for row in rows[2:]]
+    if not solvers:
+        raise ValueError("--without leaves no solver; leave out fewer.")
+    if (options.particles is not None or options.one_each) and not any(solver.interacting for solver in solvers):
+        unused = "one-each" if options.particles is None else "particles"
+        raise ValueError(f"--{unused} is for solvers whose samples see each other, and none here is one; leave it out.")
+    return rows
 
 
 def _show(table: Table, console: Console) -> None:

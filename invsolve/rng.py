@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from numbers import Integral
 
 import torch
 from torch import Tensor
+
+from .counts import is_whole
 
 __all__ = ["ImageRng", "derive_seed", "image_seeds"]
 
@@ -31,7 +32,7 @@ def image_seeds(seed: int | Sequence[int], n: int) -> list[int]:
         TypeError: a seed is not an integer.
     """
     given = list(seed) if isinstance(seed, Sequence) else [seed]
-    if not all(isinstance(one, Integral) and not isinstance(one, bool) for one in given):
+    if not all(is_whole(one) for one in given):
         raise TypeError(f"A seed must be an integer, or a list of one for each image, got {seed!r}.")
     if isinstance(seed, Sequence):
         if len(given) != n:

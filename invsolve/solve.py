@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from itertools import groupby, pairwise
-from numbers import Integral
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from .counts import is_whole
 from .operators.base import Operator
 from .priors.base import Metered, Prior
 from .problem import Problem
@@ -125,7 +125,7 @@ def solve(
         )
     seeds = image_seeds(seed, len(problem.y))
     for name, count in {"samples": samples, "batch_size": batch_size}.items():
-        if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
+        if not is_whole(count) or count < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {count!r}.")
     if not isinstance(times, Tensor | str | None):
         raise TypeError(f"times must be a tensor or the name of a time grid, got {times!r}.")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from .counts import is_whole
 from .priors.schedule import DiscreteVP, LinearFlow, Schedule, linear_betas
 
 __all__ = [
@@ -111,7 +111,7 @@ def make_times(name: str, n: int, schedule: Schedule, own_ratio: float = math.in
             noise of y for that of the path; others count y twice, which may still serve where the noise is high.
     """
     check_grid(name)
-    if not isinstance(n, Integral) or isinstance(n, bool) or not 1 <= n <= 1000:
+    if not is_whole(n) or not 1 <= n <= 1000:
         raise ValueError(f"steps must be an integer from 1 to 1000, got {n!r}.")
     from_data = name == "from_data" and own_ratio < RESTORATION_START
     ratio = LinearFlow().ratio(restoration(n, own_ratio) if from_data else TIMES[name](n))

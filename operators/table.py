@@ -66,15 +66,16 @@ def build_operator(name: str | Mapping[str, Any], image_shape: Shape, **fields: 
         ValueError: if the row does not exist, does not take these fields, types or values, or one is given twice.
     """
     texts = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in fields.items()}
-    if not isinstance(name, str | Mapping):
-        raise ValueError(f"An operator is built by its name, such as 'blur(sigma=2)', got {name!r}.")
-    spec = {"name": name} if isinstance(name, str) else dict(name)
     if isinstance(name, str):
-        spec["name"], written = split_spec(name, "operator")
-        spec |= written
-    if twice := (spec.keys() - {"name"}) & texts.keys():
+        row, written = split_spec(name, "operator")
+        spec = {"name": row, **written}
+    elif isinstance(name, Mapping):
+        spec = dict(name)
+    else:
+        raise ValueError(f"An operator is built by its name, such as 'blur(sigma=2)', got {name!r}.")
+    if twice := spec.keys() & texts.keys():
         both = ", ".join(sorted(twice))
-        raise ValueError(f"operator {spec['name']} is given {both} in its text and as a field; leave one out.")
+        raise ValueError(f"operator {spec.get('name')} is given {both} in its text and as a field; leave one out.")
     name, given = parse_spec(spec | texts, OPERATORS, "operator")
     values = {key: given.get(key, field.default) for key, field in operator_fields(name).items()}
     operator = OPERATORS[name](image_shape, **values)

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import endings
 import psutil
 import torch
 from pictures import SIZE, held_out
@@ -42,7 +43,7 @@ from invsolve import (
     solve,
 )
 from invsolve.allocator import keep_memory
-from invsolve.choices import check_at_least, is_expected, sentence
+from invsolve.choices import check_at_least, sentence
 from invsolve.devices import find_device
 from invsolve.operators import OPERATORS
 from invsolve.priors import LatentPrior, NetworkPrior
@@ -114,13 +115,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the network")
     parser.add_argument("--checkpointing", action="store_true")
-    args = parser.parse_args()
-    try:
-        bench(args)
-    except Exception as error:
-        if not is_expected(error):
-            raise
-        parser.exit(2, f"Error: {sentence(error)}\n")
+    endings.run(parser, bench)
 
 
 def bench(args: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import endings
 from methods import NotApplicableError, Outcome, Setting, canonical, kind_of, run_method
 from pictures import HELD_OUT, SIZE, pictures
 from recipe import Method, Recipe, Task, checked, load_recipe
@@ -47,7 +48,6 @@ from invsolve import (
 )
 from invsolve.allocator import keep_memory
 from invsolve.atomic import append_lines, read_lines
-from invsolve.choices import is_expected, sentence
 from invsolve.devices import find_device
 from invsolve.metrics import coverage, lpips, psnr, ssim
 from invsolve.record import prior_sha256
@@ -271,13 +271,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--timing", type=int, metavar="N", help="only time the network methods, N rounds")
-    args = parser.parse_args()
-    try:
-        compare(args)
-    except Exception as error:
-        if not is_expected(error):
-            raise
-        parser.exit(2, f"Error: {sentence(error)}\n")
+    endings.run(parser, compare)
 
 
 def compare(args: argparse.Namespace) -> None:

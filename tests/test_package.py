@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 # Nothing may import from something to its right.
 ORDER = [
     *(
+        "counts",
         "rng",
         "linalg",
         "atomic",

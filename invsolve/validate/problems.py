@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from ..counts import is_whole
 from ..operators import Matrix, Shape
 from ..priors import GaussianMixture, LinearDecoder, LinearFlow, Prior
 from ..problem import GaussianNoise, Problem
@@ -125,7 +125,7 @@ class Row:
 
     def __post_init__(self) -> None:
         for name, value in (("calls", self.calls), ("steps", self.steps), ("particles", self.particles)):
-            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
+            if value is not None and (not is_whole(value) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
         if self.times not in ("suite", "own", *TIMES):
             raise ValueError(f"Unknown time grid {self.times!r}; choose suite, own, {', '.join(TIMES)}.")

@@ -251,11 +251,11 @@ def run_suite(
         suite.case(setting, first + problems - 1)  # what is not there must not wait for its turn
     known = {record.key: record for record in load_records(records)} if records is not None else {}
     measured = []
-    rows = list(dict.fromkeys(rows))
+    identities = {row: _identity(row) for row in rows}  # once: a fit is read from its folder
     for setting in chosen:
         for case in (suite.case(setting, index) for index in range(first, first + problems)):
-            for row in rows:
-                key = _key(suite, case, row, samples, seed)
+            for row, identity in identities.items():
+                key = _key(suite, case, row, identity, samples, seed)
                 record = known.get(key)
                 if record is None or record.error or record.steps != _steps_of(row):  # refused before, or of other code
                     before, record = record, measure(row, suite, case, samples=samples, seed=seed, key=key)
@@ -275,11 +275,17 @@ def load_records(path: Path) -> Iterator[Measured]:
     return read_lines(path, Measured.from_json)
 
 
-def _key(suite: Suite, case: Case, row: Row, samples: int, seed: int) -> str:
+def _identity(row: Row) -> list[str | None]:
+    """The solver with all its fields, and a hash of its fit: one in the same folder may be another."""
+    if row.spec in (EXACT, PRIOR):
+        return [None]
+    solver = build_solver(row.spec)
+    folder = getattr(solver, "folder", None)
+    return [repr(solver)] if folder is None else [repr(solver), prior_sha256(folder)]
+
+
+def _key(suite: Suite, case: Case, row: Row, identity: list[str | None], samples: int, seed: int) -> str:
     """A hash of all that decides the numbers."""
-    solver = None if row.spec in (EXACT, PRIOR) else build_solver(row.spec)
-    parts: list[Any] = [case.key, asdict(row), solver and repr(solver), samples, suite.reference, seed]
-    parts += [__version__, list(suite.columns)]
-    if folder := getattr(solver, "folder", None):
-        parts.append(prior_sha256(folder))  # a fit in the same place may be another one
+    solver, *fit = identity
+    parts = [case.key, asdict(row), solver, samples, suite.reference, seed, __version__, list(suite.columns), *fit]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
