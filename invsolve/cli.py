@@ -32,6 +32,7 @@ from .cli_options import (
     KernelOption,
     MaskOption,
     MemoryOption,
+    MetadataOption,
     NegativeOption,
     NoiseOption,
     OfflineOption,
@@ -145,6 +146,7 @@ def restore_command(
         bool, typer.Option("--checkpointing", help="Less memory for solvers that need gradients, and more time.")
     ] = False,
     max_pixels: PixelsOption = MAX_PIXELS,
+    keep_metadata: MetadataOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run also what is done already.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
 ) -> None:
@@ -177,6 +179,7 @@ def restore_command(
         batch_size=batch_size,
         checkpointing=checkpointing,
         max_pixels=max_pixels,
+        keep_metadata=keep_metadata,
         overwrite=overwrite,
         dry_run=dry_run,
     )
@@ -198,6 +201,7 @@ def degrade_command(
     bit_depth: Annotated[int | None, typer.Option(help="8 or 16; by default that of the picture.")] = None,
     out: OutOption = Path("degraded"),
     max_pixels: PixelsOption = MAX_PIXELS,
+    keep_metadata: MetadataOption = False,
 ) -> None:
     """Simulate measurements of clean pictures, and say how to restore them."""
     failed = degrade_files(
@@ -211,6 +215,7 @@ def degrade_command(
         seed=seed,
         bit_depth=bit_depth,
         max_pixels=max_pixels,
+        keep_metadata=keep_metadata,
         console=_console(),
         errors=_console(stderr=True),
     )

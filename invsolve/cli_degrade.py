@@ -23,7 +23,8 @@ from .choices import (
     public_fields,
     sentence_about,
 )
-from .images import Picture, at_bit_depth, encode_picture, load_image
+from .encode import encode_picture
+from .images import Picture, at_bit_depth, load_image
 from .problem import GaussianNoise, Noise, NoNoise, simulate
 from .record import (
     Source,
@@ -51,6 +52,7 @@ class Plan:
     seed: int
     bit_depth: int | None
     max_pixels: int
+    keep_metadata: bool
 
 
 def degrade_files(
@@ -65,6 +67,7 @@ def degrade_files(
     seed: int,
     bit_depth: int | None,
     max_pixels: int,
+    keep_metadata: bool,
     console: Console,
     errors: Console,
 ) -> int:
@@ -94,6 +97,7 @@ def degrade_files(
         seed=seed,
         bit_depth=bit_depth,
         max_pixels=max_pixels,
+        keep_metadata=keep_metadata,
     )
     failed = 0
     for source, output in zip(sources, outputs, strict=True):
@@ -111,7 +115,7 @@ def degrade_files(
 
 def _degrade_one(plan: Plan, source: Source, output: Path) -> str:
     """Write the measurement of one picture and its record; returns what to tell."""
-    picture = load_image(source.path, plan.max_pixels)
+    picture = load_image(source.path, plan.max_pixels, keep_metadata=plan.keep_metadata)
     like = picture if plan.bit_depth is None else at_bit_depth(picture, plan.bit_depth)
     name, fields = plan.operator, fields_for(plan.operator, plan.fields, source)
     built = operator_for(name, fields, picture.shape, plan.max_pixels)

@@ -19,6 +19,7 @@ __all__ = [
     "KernelOption",
     "MaskOption",
     "MemoryOption",
+    "MetadataOption",
     "NegativeOption",
     "NoiseOption",
     "OfflineOption",
@@ -83,3 +84,11 @@ DtypeOption = Annotated[
     ),
 ]
 PixelsOption = Annotated[int, typer.Option(min=1, help="Refuse pictures with more pixels than this.")]
+MetadataOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-metadata",
+        help="Copy all EXIF and XMP data.  Without it GPS position, owner, serial numbers, maker notes, comments, "
+        "host, time zone and XMP stay behind; camera, lens, exposure, date, artist and copyright are copied.",
+    ),
+]

@@ -32,7 +32,8 @@ from .choices import (
     sentence_about,
 )
 from .devices import find_device
-from .images import Picture, encode_picture, load_image
+from .encode import encode_picture
+from .images import Picture, load_image
 from .operators import Operator
 from .operators.sizes import image_shape_of
 from .priors import Prior, load_cards
@@ -90,6 +91,7 @@ class Options:
     batch_size: int
     checkpointing: bool
     max_pixels: int
+    keep_metadata: bool
     overwrite: bool
     dry_run: bool
 
@@ -174,6 +176,7 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
         dtype=dtype,
         negative_prompt=options.negative_prompt,
         guidance=options.guidance,
+        keep_metadata=options.keep_metadata or None,
     )
     sources = expand_inputs(inputs, out)
     texts = read_prompts(sources, options.prompt, options.prompts)
@@ -192,7 +195,7 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
 def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tuple[str, str]:
     """Restore one picture, unless its record says that it is done: ("restored" or "skipped", what to tell)."""
     options = plan.options
-    picture = load_image(source.path, options.max_pixels)
+    picture = load_image(source.path, options.max_pixels, keep_metadata=options.keep_metadata)
     fields = fields_for(plan.operator, plan.fields, source)
     fields = with_file_tables(plan.operator, fields, source.path, picture.format)
     operator = _build_operator(plan, source, picture, fields)
@@ -345,7 +348,7 @@ def _encode_pictures(result: Result, output: Path, picture: Picture, provenance:
     for s, (path, sample) in enumerate(zip(sample_paths, samples, strict=True)):
         content = f"sample {s + 1} of {len(samples)}"
         files[path] = encode_picture(path, sample, picture, provenance | {"content": content})
-    plain = replace(picture, alpha=None, icc=None)  # a map of numbers, not of colours
+    plain = replace(picture, alpha=None, icc=None, exif=None, xmp=None)  # a map of numbers, not of colours
     content = f"standard deviation of {len(samples)} samples, white = the largest"
     files[std_path] = encode_picture(std_path, spread_picture(result.std[0]), plain, provenance | {"content": content})
     return files

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .api import default_solver
 from .atomic import atomic_folder
-from .images import save_png
+from .encode import save_png
 from .metrics import psnr, ssim
 from .operators import OPERATORS, build_operator
 from .priors import Prior, load_prior

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from .images import MAX_PIXELS, SUFFIXES, provenance_of
+from .encode import OUTPUT_SUFFIXES, provenance_of
+from .images import MAX_PIXELS, SUFFIXES
 from .priors import BUNDLED, PRIORS, find_card, load_cards, pull
 
 __all__ = [
@@ -30,8 +31,6 @@ __all__ = [
     "stale_outputs",
     "typed_name",
 ]
-
-OUTPUT_SUFFIXES = (".png", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class Settings:
     guidance: float | None = None
     memory: str | None = None
     times: str | None = None
+    keep_metadata: bool | None = None
 
     def command(self, name: str, batch_size: int, max_pixels: int = MAX_PIXELS) -> str:
         """The command that repeats the run on one picture, typed in the folder that holds its files.
@@ -76,7 +76,9 @@ class Settings:
         options["batch-size"] = batch_size
         if max_pixels != MAX_PIXELS:
             options["max-pixels"] = max_pixels
-        words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+        words = []
+        for key, value in options.items():
+            words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
         return shlex.join(["invsolve", "restore", typed_name(name), *words])
 
 

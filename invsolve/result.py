@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .atomic import atomic_folder
-from .images import save_png
+from .encode import save_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,8 @@ from recipe import Recipe, Task
 from torch import Tensor
 
 from invsolve import Problem
-from invsolve.images import load_image, save_png
+from invsolve.encode import save_png
+from invsolve.images import load_image
 from invsolve.result import spread_picture
 
 Row = dict[str, Any]  # a line of results.jsonl

@@ -173,6 +173,29 @@ def test_a_picture_is_the_same_alone_and_in_a_folder() -> None:
     assert files("all")["b.png"] == files("alone")["b.png"]
 
 
+@pytest.mark.parametrize("tool", ["restore", "degrade"])
+def test_metadata_that_tells_of_a_person_is_copied_on_request_only(tool: str) -> None:
+    picture("b.png")
+    exif = Image.Exif()
+    exif[0x010F] = "A maker"
+    exif.get_ifd(0x8825)[0x001D] = "2026:01:02"
+    exif.get_ifd(0x8769)[0xA430] = "Private Owner"
+    with Image.open("b.png") as source:
+        source.save("a.jpg", exif=exif)
+    words = [tool, "a.jpg", "--operator", "identity", "--sigma", "0.1", *(FAST if tool == "restore" else [])]
+    for more, owner in ([], None), (["--keep-metadata"], "Private Owner"):
+        assert invsolve(*words, *more, "-o", "out").exit_code == 0
+        with Image.open("out/a.png") as out:
+            found = out.getexif()
+            assert found[0x010F] == "A maker"
+            assert found.get_ifd(0x8769).get(0xA430) == owner
+            assert bool(found.get_ifd(0x8825)) == bool(more)
+    if tool == "restore":
+        assert "--keep-metadata" in shlex.split(record("out/a.json")["command"])
+        assert "skipped" in invsolve(*words, "--keep-metadata", "-o", "out").stdout
+        assert "restored" in invsolve(*words, "-o", "out").stdout
+
+
 def test_globs_and_the_output_folder_inside_the_input_folder() -> None:
     picture("in/a.png")
     picture("in/b.png")

@@ -19,15 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from invsolve.atomic import atomic_folder, atomic_write, atomic_writes
-from invsolve.images import (
-    Picture,
-    at_bit_depth,
-    encode_picture,
-    load_image,
-    load_mask,
-    save_png,
-    to_tensor,
-)
+from invsolve.encode import encode_picture, save_png
+from invsolve.images import Picture, at_bit_depth, load_image, load_mask, to_tensor
 
 RNG = np.random.default_rng(0)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

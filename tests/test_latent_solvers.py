@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from invsolve import GaussianNoise, NoNoise, Problem, build_operator, build_solver, load_prior, make_times, solve
 from invsolve.calibrate import calibrate, save_calibration
 from invsolve.cli import app
-from invsolve.images import save_png
+from invsolve.encode import save_png
 from invsolve.operators import OPERATORS
 from invsolve.priors import (
     VE,

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from invsolve import GaussianNoise, NoNoise, Problem, build_operator, build_solver, make_times, simulate, solve
 from invsolve.cli import app
+from invsolve.encode import save_png
 from invsolve.fit import FitSettings, fit, state_folder
-from invsolve.images import save_png
 from invsolve.mmd import Cloud, advance, discrepancy, frames, natural_step, patches, slicing_constant, slope
 from invsolve.operators import Inpaint, Matrix
 from invsolve.priors import GaussianMixture, GaussianPrior, PowerLaw
