@@ -25,9 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import endings
-from methods import NotApplicableError, Outcome, Setting, canonical, kind_of, run_method
+from deepinv_methods import check_deepinv
+from measures import measure, measure_spread
+from methods import canonical, kind_of, run_method
 from pictures import HELD_OUT, SIZE, pictures
 from recipe import Method, Recipe, Task, checked, load_recipe
+from setting import NotApplicableError, Outcome, Setting
 from tables import Row, cells, contact_sheet, save_strip, shown, slug, spread, table, title_of
 from torch import Tensor
 
@@ -49,9 +52,7 @@ from invsolve import (
 from invsolve.allocator import keep_memory
 from invsolve.atomic import append_lines, read_lines
 from invsolve.devices import find_device
-from invsolve.metrics import coverage, lpips, psnr, ssim
 from invsolve.record import prior_sha256
-from invsolve.result import json_number
 from invsolve.rng import derive_seed
 from invsolve.spec import parse_spec
 
@@ -73,29 +74,6 @@ def fingerprint(prior: Prior) -> str:
     for key, value in sorted(prior.state_dict().items()):
         digest.update(key.encode() + value.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:12]
-
-
-def measure(x: Tensor, truth: Tensor, problem: Problem) -> dict[str, list[float | None]]:
-    """Metrics per picture."""
-    x, truth = x.float(), truth.float()
-    values = {
-        "psnr": psnr(x, truth),
-        "ssim": ssim(x.cpu(), truth.cpu()),
-        "lpips": lpips(x, truth),
-        "chi2": problem.chi2(x.to(problem.y)),
-    }
-    return per_picture(values)
-
-
-def measure_spread(samples: Tensor, truth: Tensor) -> dict[str, list[float | None]]:
-    """Root mean square of the standard deviation over samples (B, S, C, H, W), and 90 % pixel coverage, per picture."""
-    spread = samples.var(dim=1).flatten(1).mean(dim=1).sqrt()
-    return per_picture({"spread": spread, "coverage": coverage(samples, truth)})
-
-
-def per_picture(values: dict[str, Tensor]) -> dict[str, list[float | None]]:
-    """Numbers of (B,) tensors as JSON can hold them."""
-    return {key: [json_number(float(v)) for v in value] for key, value in values.items()}
 
 
 def run_task(
@@ -284,6 +262,8 @@ def compare(args: argparse.Namespace) -> None:
         raise ValueError(f"--timing must be at least 1, got {args.timing}.")
     if not 1 <= args.images <= len(HELD_OUT):
         raise ValueError(f"--images must be 1 to {len(HELD_OUT)}, got {args.images}.")
+    if any(kind_of(method.name) == "deepinv" for task in recipe.tasks for method in task.methods):
+        check_deepinv()
     device = find_device(args.device)
     truth = pictures(args.pictures, args.size)[: args.images].to(device)
     prior = load_prior(recipe.prior).to(device)

@@ -35,7 +35,7 @@ def title_of(row: Row) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    """PSNR, SSIM, LPIPS, chi^2, spread of the samples, 90 % coverage, calls, seconds, seconds per call."""
+    """PSNR, SSIM, LPIPS, chi^2, spread of the samples, 90 % coverage, calls, gradients, seconds, seconds per call."""
     chi2 = average(row["chi2"])
     per_call = f"{row['seconds'] / row['calls']:.3f}" if row["calls"] else "-"
     return [
@@ -44,16 +44,17 @@ def cells(row: Row) -> list[str]:
         f"{average(row['lpips']):.3f}",
         "-" if chi2 != chi2 else f"{chi2:.2f}",
         *(f"{average(row[key]):.3f}" if key in row else "-" for key in ("spread", "coverage")),
-        f"{row['calls']:.0f}" if row["calls"] else "-",
+        *(f"{row[key]:.0f}" if row[key] else "-" for key in ("calls", "gradients")),
         f"{row['seconds']:.1f}",
         per_call,
     ]
 
 
 def table(recipe: Recipe, rows: list[Row]) -> str:
-    """The rows of each task, then ours against deepinv."""
-    head = ["PSNR", "SSIM", "LPIPS", "chi2", "spread", "within 90 %", "network calls", "seconds", "s per call"]
-    lines = []
+    """What the rows were made with, the rows of each task, then ours against deepinv."""
+    head = ["PSNR", "SSIM", "LPIPS", "chi2", "spread", "within 90 %", "network calls", "gradients"]
+    head += ["seconds", "s per call"]
+    lines = [made_with(rows), ""]
     for task in recipe.tasks:
         lines += [f"### {task.title}", "", "| | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
         for row in rows:
@@ -64,6 +65,16 @@ def table(recipe: Recipe, rows: list[Row]) -> str:
         lines.append("")
     rivals = any(row["kind"] == "deepinv" for row in rows)
     return "\n".join([*lines, verdict(recipe, rows)] if rivals else lines)
+
+
+def made_with(rows: list[Row]) -> str:
+    """The versions of the packages behind the rows; of those that changed between rows, all."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        for name, number in row.get("versions", {}).items():
+            if number not in found[name]:
+                found[name].append(number)
+    return "Made with " + ", ".join(f"{name} {' and '.join(numbers)}" for name, numbers in found.items()) + "."
 
 
 def verdict(recipe: Recipe, rows: list[Row]) -> str:

@@ -1,10 +1,9 @@
 """The scripts of the benchmarks: every recipe can be run, and a comparison leaves what it says."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
+from script_runs import SCRIPTS, run
 
 from invsolve import metrics
 from invsolve.images import load_image
@@ -12,31 +11,8 @@ from invsolve.operators import OPERATORS, build_operator
 from invsolve.solvers import SOLVERS, build_solver
 from invsolve.spec import parse_spec
 
-ROOT = Path(__file__).parent.parent
+ROOT = SCRIPTS.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """The folder of the scripts on the path, as when one of them is run."""
-    folder = str(ROOT / "scripts")
-    monkeypatch.syspath_prepend(folder)
-    yield
-    for name in [n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(folder)]:
-        del sys.modules[name]
-
-
-@pytest.fixture
-def random_lpips(monkeypatch):
-    import lpips as package
-
-    network = package.LPIPS(net="alex", pnet_rand=True, verbose=False).eval().requires_grad_(False)
-    monkeypatch.setattr(metrics, "lpips_network", lambda: network)
-
-
-def run(monkeypatch, script, *arguments):
-    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-    __import__(script).main()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
