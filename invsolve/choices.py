@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from PIL import Image
 
+from .files import Source
 from .images import load_image, load_mask
 from .operators import OPERATORS, Inpaint, Operator, Shape, build_operator
 from .priors import Mode, Prior, Prompts, load_cards, load_prior
 from .problem import GaussianNoise, Noise, NoNoise, PoissonNoise
-from .record import Source
 from .spec import parse_sigma, parse_spec, split_spec
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "choose_operator",
     "choose_prompts",
     "fields_for",
+    "files_of",
     "is_expected",
     "is_file",
     "one_line",
@@ -194,20 +195,30 @@ def choose_operator(spec: str | None, mask: Path | None, kernel: Path | None) ->
     return parse_spec(given, OPERATORS, "operator")
 
 
+def files_of(fields: Mapping[str, Any]) -> list[Path]:
+    """The masks and kernels among an operator's fields, files or folders, which are no pictures to be read."""
+    return [Path(fields[key]) for key in ("mask", "kernel") if isinstance(fields.get(key), str)]
+
+
 def fields_for(name: str, fields: dict[str, Any], source: Source) -> dict[str, Any]:
     """The operator's fields for one picture, which differ only where `mask` is a folder of masks.
+
+    A picture a.jpg of the sub-folder s has its mask in s/a.png, or any other suffix, of that folder, else in a.png.
 
     Raises:
         ValueError: the folder does not hold one mask with the stem of the picture.
     """
     if name != "inpaint" or not Path(fields["mask"]).is_dir():
         return fields
-    folder = Path(fields["mask"])
-    found = [path for path in sorted(folder.iterdir()) if path.stem == source.path.stem and path.is_file()]
-    if len(found) != 1:
-        count = "several masks" if found else "no mask"
-        raise ValueError(f"The folder {folder} holds {count} named {source.path.stem}, for {source.path}.")
-    return fields | {"mask": str(found[0])}
+    stem = source.path.stem
+    for folder in (Path(fields["mask"]) / source.name.parent, Path(fields["mask"])):
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        found = [path for path in paths if path.stem == stem and path.is_file()]
+        if len(found) == 1:
+            return fields | {"mask": str(found[0])}
+        if found:
+            raise ValueError(f"The folder {folder} holds several masks named {stem}, for {source.path}; leave one.")
+    raise ValueError(f"The folder {fields['mask']} holds no mask named {stem}, for {source.path}; add one.")
 
 
 def operator_for(name: str, fields: dict[str, Any], image_shape: Shape, max_pixels: int) -> Operator:

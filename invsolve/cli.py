@@ -152,8 +152,8 @@ def restore_command(
 ) -> None:
     """Restore pictures.
 
-    Each is written as PNG at its own bit depth, with a JSON record that repeats the run; pictures whose record
-    is there already are skipped.
+    Each is written as PNG at its own bit depth, with a JSON record that repeats the run; pictures are skipped whose
+    record tells of the same run and of the very files that are there.
     """
     options = Options(
         operator=operator,
@@ -203,7 +203,10 @@ def degrade_command(
     max_pixels: PixelsOption = MAX_PIXELS,
     keep_metadata: MetadataOption = False,
 ) -> None:
-    """Simulate measurements of clean pictures, and say how to restore them."""
+    """Simulate measurements of clean pictures, and say how to restore them.
+
+    Masks go to the folder masks in the output folder, where `invsolve restore FOLDER --mask FOLDER/masks` finds them.
+    """
     failed = degrade_files(
         inputs,
         out,

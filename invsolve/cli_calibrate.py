@@ -15,12 +15,12 @@ from torch import Tensor
 
 from . import __version__
 from .calibrate import CALIBRATION_SUFFIXES, calibrate, save_calibration
-from .choices import check_at_least, choose_dtype, choose_prompts, open_prior
+from .choices import check_at_least, choose_dtype, choose_prompts, one_line, open_prior
 from .devices import find_device
+from .files import Source, check_writable, expand_inputs
 from .images import load_image
 from .priors import BUNDLED, PRIORS, Prior, load_cards, pull
 from .prompts import read_prompts
-from .record import Source, check_writable, expand_inputs
 
 __all__ = ["CalibrateOptions", "calibrate_prior"]
 
@@ -61,7 +61,9 @@ def calibrate_prior(
     size = trained if options.size is None else options.size
     device = find_device(options.device)
     dtype = choose_dtype(options, device)
-    sources = expand_inputs(inputs, out if out is not None else Path(FILE))
+    sources, notes = expand_inputs(inputs, [])
+    for note in notes:
+        console.print(one_line(note))
     texts = read_prompts(sources, options.prompt, None)
     prompts = choose_prompts(options, None if texts is None else texts.values(), device)
     path = _default_path(options) if out is None else out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ import torch
 from rich.console import Console
 
 from . import __version__
-from .atomic import atomic_writes
 from .choices import (
     choose_operator,
     fields_for,
+    files_of,
     is_expected,
     one_line,
     operator_for,
@@ -23,28 +24,25 @@ from .choices import (
     public_fields,
     sentence_about,
 )
-from .encode import encode_picture
+from .encode import OUTPUT_SUFFIXES, encode_picture, provenance, provenance_of
+from .files import MEASUREMENT, Source, check_writable, expand_inputs, plan_outputs
 from .images import Picture, at_bit_depth, load_image
+from .operators import Inpaint
 from .problem import GaussianNoise, Noise, NoNoise, simulate
-from .record import (
-    Source,
-    check_targets,
-    check_writable,
-    encode_record,
-    expand_inputs,
-    plan_outputs,
-    typed_name,
-)
+from .record import check_targets, typed_name, write_outputs
 from .rng import ImageRng, derive_seed
 from .spec import format_spec
 
 __all__ = ["degrade_files"]
+
+MASKS = "masks"  # the folder of masks in the output folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is the same for every picture of a run."""
 
+    folder: Path  # that holds the outputs
     operator: str
     fields: dict[str, Any]
     noise: Noise
@@ -86,10 +84,15 @@ def degrade_files(
         model = GaussianNoise(model) if model > 0 else NoNoise()
     if bit_depth not in (None, 8, 16):
         raise ValueError(f"--bit-depth must be 8 or 16, got {bit_depth}.")
-    sources = expand_inputs(inputs, out)
-    outputs = plan_outputs(sources, out, [".json", "_mask.png"])
+    sources, notes = expand_inputs(inputs, [out, *files_of(fields)])
+    folder = out.parent if out.suffix.lower() in OUTPUT_SUFFIXES and not out.is_dir() else out
+    masks = name.partition("-")[0] == "inpaint"
+    outputs = plan_outputs(sources, out, lambda path: [_record_of(path), *([_mask_of(path, folder)] if masks else [])])
     check_writable(outputs[0].parent)
+    for note in notes:
+        console.print(one_line(note))
     plan = Plan(
+        folder=folder,
         operator=name,
         fields=fields,
         noise=model,
@@ -99,22 +102,27 @@ def degrade_files(
         max_pixels=max_pixels,
         keep_metadata=keep_metadata,
     )
-    failed = 0
+    done: list[tuple[Path, Path | None]] = []
     for source, output in zip(sources, outputs, strict=True):
         try:
-            text = _degrade_one(plan, source, output)
+            text, mask_path = _degrade_one(plan, source, output)
         except Exception as error:
             if not is_expected(error):
                 raise
-            failed += 1
             errors.print(f"Error: {sentence_about(source.path, error)}")
         else:
+            done.append((output, mask_path))
             console.print(one_line(text))
-    return failed
+    if done:
+        measured, mask_path = done[0]
+        if len(outputs) > 1:
+            measured, mask_path = folder, None if mask_path is None else folder / MASKS
+        console.print(one_line(f"restore with: {_command(plan, fields, measured, mask_path)}"))
+    return len(outputs) - len(done)
 
 
-def _degrade_one(plan: Plan, source: Source, output: Path) -> str:
-    """Write the measurement of one picture and its record; returns what to tell."""
+def _degrade_one(plan: Plan, source: Source, output: Path) -> tuple[str, Path | None]:
+    """Write the measurement of one picture, its mask if it has one, and its record: (what to tell, the mask)."""
     picture = load_image(source.path, plan.max_pixels, keep_metadata=plan.keep_metadata)
     like = picture if plan.bit_depth is None else at_bit_depth(picture, plan.bit_depth)
     name, fields = plan.operator, fields_for(plan.operator, plan.fields, source)
@@ -123,22 +131,19 @@ def _degrade_one(plan: Plan, source: Source, output: Path) -> str:
     if y.ndim != 3 or len(y) not in (1, 3):
         raise ValueError(f"The data of {name} has shape {tuple(y.shape)} and is not a picture; use the Python API.")
     clipped = (y.abs() > 1).float().mean().item()
-    record_path, mask_path = (output.with_name(output.stem + ending) for ending in (".json", "_mask.png"))
-    targets = [output, record_path] + ([] if built.data_mask is None else [mask_path])
-    check_targets(targets, "degrade", False, "choose another folder with -o")
-    provenance = {"software": f"invsolve {__version__}", "tool": "degrade", "content": "simulated measurement"}
-    files = {output: encode_picture(output, y, like, provenance)}
-    command = ["invsolve", "restore", typed_name(output.name)]
-    if built.data_mask is None:
-        command += ["--operator", format_spec(name, public_fields(fields))]
-    else:
+    record_path, mask_path = _record_of(output), _mask_of(output, plan.folder)
+    masked = isinstance(built, Inpaint)
+    check_targets(
+        [output, record_path, *([mask_path] if masked else [])], "degrade", False, "choose another folder with -o"
+    )
+    files = {output: encode_picture(output, y, like, provenance("degrade", MEASUREMENT))}
+    if isinstance(built, Inpaint):
         holes = 1 - 2 * built.data_mask.expand(1, *y.shape[1:])  # white = hole
-        files[mask_path] = encode_picture(mask_path, holes, Picture(holes), provenance | {"content": "mask"})
-        command += ["--mask", typed_name(mask_path.name)]
-    command += plan.noise_options
+        files[mask_path] = encode_picture(mask_path, holes, Picture(holes), provenance("degrade", "mask"))
+    beside = Path(os.path.relpath(mask_path, output.parent)) if masked else None
     record = {
         "tool": "degrade",
-        "restore_with": shlex.join(command),
+        "restore_with": _command(plan, public_fields(fields), Path(output.name), beside),
         "software": {"invsolve": __version__, "torch": torch.__version__},
         "input": source.name.as_posix(),
         "sha256": {"input": picture.sha256},
@@ -147,6 +152,27 @@ def _degrade_one(plan: Plan, source: Source, output: Path) -> str:
         "seed": plan.seed,
         "clipped": clipped,
     }
-    atomic_writes(files | {record_path: encode_record(record)})
+    old = [mask_path] if not masked and provenance_of(mask_path).get("tool") == "degrade" else []
+    write_outputs(files, record_path, record, old)
     note = f" ({100 * clipped:.1f} % of the values were clipped to the range of a picture)" if clipped else ""
-    return f"degraded {source.name} -> {output}{note}"
+    return f"degraded {source.name} -> {output}{note}", mask_path if masked else None
+
+
+def _command(plan: Plan, fields: dict[str, Any], measured: Path, mask: Path | None) -> str:
+    """The command that restores a measurement, or a folder of them, which has a mask, or a folder of them."""
+    words = ["invsolve", "restore", typed_name(str(measured))]
+    if mask is None:
+        words += ["--operator", format_spec(plan.operator, fields)]
+    else:
+        words += ["--mask", typed_name(str(mask))]
+    return shlex.join([*words, *plan.noise_options])
+
+
+def _record_of(output: Path) -> Path:
+    """The record of a measurement, beside it."""
+    return output.with_name(f"{output.stem}.json")
+
+
+def _mask_of(output: Path, folder: Path) -> Path:
+    """The mask of a measurement, where `invsolve restore FOLDER --mask FOLDER/masks` looks for it."""
+    return folder / MASKS / output.relative_to(folder).with_suffix(".png")

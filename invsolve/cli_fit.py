@@ -13,15 +13,17 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from .atomic import check_replaceable
-from .choices import check_at_least, choose_operator, operator_for, parse_noise, public_fields
+from .atomic import changed_files, check_replaceable
+from .choices import check_at_least, choose_operator, files_of, one_line, operator_for, parse_noise, public_fields
 from .devices import find_device
+from .encode import check_folder_name
+from .files import Source, check_writable, expand_inputs
 from .fit import StageReport, fit, new_card
 from .images import load_image
 from .operators import Operator, Shape
 from .priors import as_grey, load_prior
 from .problem import GaussianNoise, NoNoise
-from .record import Source, check_writable, expand_inputs, prior_sha256
+from .record import prior_sha256
 from .rng import ImageRng, derive_seed
 from .sample import measure, sample_pictures
 from .solvers._fitted import Card, does_the_same, load_fitted
@@ -75,11 +77,14 @@ def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: Fi
     shape = (1 if options.grey else 3, options.size, options.size)
     operator = operator_for(name, fields, shape, options.max_pixels).to(device)
     text = format_spec(name, public_fields(fields))
+    check_folder_name(out)
     check_writable(out)
     check_replaceable(out)
     rows = ImageRng(derive_seed(settings.seed, "pair", j) for j in range(options.pairs))
     if options.prior is None:
-        sources = expand_inputs(inputs, out)
+        sources, notes = expand_inputs(inputs, [out, *files_of(fields)])
+        for note in notes:
+            console.print(one_line(note))
         source = f"{options.pairs} crops of {len(sources)} pictures ({_hash(sources)})"
         prior = None
     else:
@@ -128,7 +133,16 @@ def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: Fi
 
 
 def _check_same(out: Path, operator: Operator, wanted: Card) -> None:
-    """Refuse to take the place of another fit."""
+    """Refuse to take the place of another fit, and to call one done whose files are not what was fitted.
+
+    Raises:
+        ValueError: the folder holds another fit, or a file that was changed since, or no list of what was written.
+    """
+    if changed := changed_files(out):
+        raise ValueError(
+            f"{out} holds {changed[0]}, which is damaged, missing or not what `invsolve fit` wrote there; fit it again "
+            "with --overwrite, or choose another folder with -o."
+        )
     flow = load_fitted(out)
     card = flow.card
     if _without_software(card) != _without_software(wanted) or not does_the_same(operator, flow.probe):

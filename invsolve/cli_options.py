@@ -39,7 +39,13 @@ def path_of(text: str) -> Path:
     return Path(text)
 
 
-Inputs = Annotated[list[str], typer.Argument(help="Pictures, folders of pictures, or globs.", show_default=False)]
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        help="Pictures, folders of pictures, or globs; of folders and globs, not what invsolve wrote.",
+        show_default=False,
+    ),
+]
 OperatorOption = Annotated[
     str | None, typer.Option(help="What happened to the picture: NAME or 'NAME(field=value, ...)'.")
 ]
@@ -54,7 +60,13 @@ KernelOption = Annotated[
 ]
 OutOption = Annotated[
     Path,
-    typer.Option("-o", "--out", parser=path_of, metavar="PATH", help="Output folder, or a file for one picture."),
+    typer.Option(
+        "-o",
+        "--out",
+        parser=path_of,
+        metavar="PATH",
+        help="Output folder, or for one picture a .png, .tif or .tiff file.",
+    ),
 ]
 NoiseOption = Annotated[
     str | None, typer.Option(help=f"Noise model instead of --sigma: {', '.join(NOISES)}, e.g. 'poisson(peak=100)'.")

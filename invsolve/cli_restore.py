@@ -14,7 +14,6 @@ from rich.console import Console
 
 from . import __version__
 from .api import default_solver, default_steps, make_noises, restore, sigma_of, with_file_tables
-from .atomic import atomic_writes
 from .choices import (
     DTYPES,
     check_at_least,
@@ -22,6 +21,7 @@ from .choices import (
     choose_operator,
     choose_prompts,
     fields_for,
+    files_of,
     is_expected,
     is_file,
     one_line,
@@ -32,28 +32,25 @@ from .choices import (
     sentence_about,
 )
 from .devices import find_device
-from .encode import encode_picture
+from .encode import provenance
+from .files import Source, check_writable, expand_inputs, plan_outputs
 from .images import Picture, load_image
 from .operators import Operator
 from .operators.sizes import image_shape_of
+from .outputs import encode_result, further_pictures, record_of, stale_pictures
 from .priors import Prior, load_cards
 from .problem import Noise
 from .progress import StepBar
 from .prompts import read_prompts
 from .record import (
     Settings,
-    Source,
     check_targets,
-    check_writable,
-    encode_record,
-    expand_inputs,
     is_done,
-    plan_outputs,
     prior_sha256,
     run_key,
-    stale_outputs,
+    write_outputs,
 )
-from .result import Result, Status, json_number, spread_picture
+from .result import Result, Status, json_number
 from .solve import batch_rows, check_capability
 from .solvers import SOLVERS, build_solver
 from .spec import format_spec, parse_spec
@@ -102,6 +99,7 @@ class Plan:
 
     options: Options
     sources: Sequence[Source]
+    notes: Sequence[str]
     settings: Settings
     operator: str
     fields: dict[str, Any]
@@ -120,10 +118,12 @@ def restore_files(inputs: Sequence[str], out: Path, options: Options, console: C
     """
     plan = make_plan(options, inputs, out)
     sources = plan.sources
-    outputs = plan_outputs(sources, out, _endings(options.samples))
+    outputs = plan_outputs(sources, out, lambda path: [record_of(path), *further_pictures(path, options.samples)])
     check_writable(outputs[0].parent)
     solver = build_solver(options.solver or "ddrm")  # those that are chosen without a name do not interact either
     batches = math.ceil(options.samples / batch_rows(solver, options.samples, options.batch_size))
+    for note in plan.notes:
+        console.print(one_line(note))
     bar = StepBar([batches] * len(sources), console, errors)
     counts = {"restored": 0, "skipped": 0, "failed": 0}
     with bar:
@@ -178,15 +178,15 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
         guidance=options.guidance,
         keep_metadata=options.keep_metadata or None,
     )
-    sources = expand_inputs(inputs, out)
+    sources, notes = expand_inputs(inputs, [out, *files_of(fields)], measurements=True)
     texts = read_prompts(sources, options.prompt, options.prompts)
     prompts = choose_prompts(options, None if texts is None else texts.values(), device)
     if options.dry_run and options.prior in load_cards():  # gigabytes, for which a dry run is no reason to load them
-        return Plan(options, sources, settings, operator, fields, noise, None, None, texts, device)
+        return Plan(options, sources, notes, settings, operator, fields, noise, None, None, texts, device)
     prior = open_prior(options, dtype, prompts, device)
     settings = replace(settings, memory=None if prior.memory_mode == "fast" else prior.memory_mode)
     identity = prior_sha256(options.prior, options.cache_dir)
-    return Plan(options, sources, settings, operator, fields, noise, prior, identity, texts, device)
+    return Plan(options, sources, notes, settings, operator, fields, noise, prior, identity, texts, device)
 
 
 # --- one picture ------------------------------------------------------------------------------------------------------
@@ -202,12 +202,12 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
     solver = options.solver or default_solver(operator)
     settings, files = _identify(plan, source, picture, fields, operator, solver)
     key = run_key(settings, files, __version__)
-    record = output.with_name(f"{output.stem}.json")
-    if not options.overwrite and is_done(record, key):
+    record, outputs = record_of(output), [output, *further_pictures(output, options.samples)]
+    if not options.overwrite and is_done(record, key, outputs):
         done = "would skip" if options.dry_run else "skipped"
         return "skipped", f"{done} {source.name}: done already"
     check_targets(
-        [output, *(output.with_name(output.stem + ending) for ending in _endings(options.samples))],
+        [*outputs, record],
         "restore",
         options.overwrite,
         "choose another folder with -o, or --overwrite it",
@@ -302,27 +302,23 @@ def _save(result: Result, output: Path, picture: Picture, about: dict[str, Any])
     notes = list(picture.notes)
     if picture.alpha is not None and picture.alpha.shape != tuple(result.samples.shape[-2:]):
         notes.append("Alpha was resized to the size of the restored picture.")
-    provenance = {
-        "software": f"invsolve {__version__}",
-        "tool": "restore",
-        "command": about["command"],
-        "input_sha256": picture.sha256,
-        "note": "Restored with a generative prior: detail is plausible, not measured.",
-    }
-    pictures = _encode_pictures(result, output, picture, provenance)
+    made = provenance(
+        "restore",
+        "sample",
+        command=about["command"],
+        input_sha256=picture.sha256,
+        note="Restored with a generative prior: detail is plausible, not measured.",
+    )
+    pictures = encode_result(result, output, picture, made)
     chi2 = result.chi2[0].tolist()
     doubts = _doubts(chi2, result.stats["outside"])
-    record = about | {
-        "outputs": [path.name for path in pictures],
+    path = record_of(output)
+    more = {
         "stats": {name: json_number(value) for name, value in result.stats.items()},
         "chi2": [json_number(value) for value in chi2],
         "notes": notes + doubts,
     }
-    path = output.with_name(f"{output.stem}.json")
-    stale = stale_outputs(path, list(pictures))
-    atomic_writes(pictures | {path: encode_record(record)})
-    for old in stale:
-        old.unlink(missing_ok=True)
+    write_outputs(pictures, path, about | more, stale_pictures(output, pictures))
     return doubts
 
 
@@ -335,30 +331,6 @@ def _doubts(chi2: list[float], outside: float) -> list[str]:
     if outside > 0.5:
         doubts.append(f"{100 * outside:.0f} % of the values lay far outside [-1, 1] and were cut; {advice}.")
     return doubts
-
-
-def _encode_pictures(result: Result, output: Path, picture: Picture, provenance: dict[str, str]) -> dict[Path, bytes]:
-    """The files of the best estimate, and for several samples of each of them and of their spread."""
-    samples = result.samples[0]  # (S, C, H, W)
-    if len(samples) == 1:
-        return {output: encode_picture(output, samples[0], picture, provenance | {"content": "sample"})}
-    *sample_paths, std_path = (output.with_name(output.stem + ending) for ending in _endings(len(samples))[1:])
-    content = f"mean of {len(samples)} samples"
-    files = {output: encode_picture(output, result.mean[0], picture, provenance | {"content": content})}
-    for s, (path, sample) in enumerate(zip(sample_paths, samples, strict=True)):
-        content = f"sample {s + 1} of {len(samples)}"
-        files[path] = encode_picture(path, sample, picture, provenance | {"content": content})
-    plain = replace(picture, alpha=None, icc=None, exif=None, xmp=None)  # a map of numbers, not of colours
-    content = f"standard deviation of {len(samples)} samples, white = the largest"
-    files[std_path] = encode_picture(std_path, spread_picture(result.std[0]), plain, provenance | {"content": content})
-    return files
-
-
-def _endings(samples: int) -> list[str]:
-    """What the stem of a picture is continued by: its record, and for several samples each of them and their spread."""
-    digits = max(2, len(str(samples)))
-    names = [f"_sample{s + 1:0{digits}d}.png" for s in range(samples)]
-    return [".json", *names, "_std.png"] if samples > 1 else [".json"]
 
 
 def _describe(source: Source, picture: Picture, operator: Operator, noise: Noise, output: Path) -> str:

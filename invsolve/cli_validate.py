@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .choices import check_at_least
-from .record import check_writable
+from .encode import check_folder_name, figure_metadata
+from .files import check_writable
 from .solvers import build_solver
 from .validate import (
     CURVE,
@@ -103,6 +104,7 @@ def validate_samplers(
         )
     options = dataclasses.replace(options, settings=tuple(dict.fromkeys(options.settings)))
     rows = _rows(chosen, options)
+    check_folder_name(out)
     check_writable(out)
     for name in (RESULTS, "table.md"):
         if (out / name).is_dir():
@@ -121,7 +123,7 @@ def validate_samplers(
         for setting in options.settings or chosen.settings:
             shown = [record for record in measured if record.setting == setting]
             figure = curve_figure(shown, "sw1", f"{chosen.name}, {setting}")
-            figure.savefig(out / f"curve {setting}.png", dpi=150)
+            figure.savefig(out / f"curve {setting}.png", dpi=150, metadata=figure_metadata("validate"))
     console.print(f"The results are in {out}.")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .api import default_solver
 from .atomic import atomic_folder
-from .encode import save_png
+from .encode import check_folder_name, figure_metadata, provenance, save_png
 from .metrics import psnr, ssim
 from .operators import OPERATORS, build_operator
 from .priors import Prior, load_prior
@@ -100,11 +100,12 @@ def run_demo(
         observers: for progress bars, see `solve`.
         report: called with every finished row.
     """
+    check_folder_name(Path(folder))
     prior = load_prior(prior) if isinstance(prior, str) else prior
     truth = demo_photo()
     rows = []
     with atomic_folder(Path(folder)) as work:
-        save_png(truth[0], work / "photo.png")
+        save_png(truth[0], work / "photo.png", provenance("demo", "photograph"))
         for k, task in enumerate(TASKS if tasks is None else tasks, start=1):
             name, fields = parse_spec(task.operator, OPERATORS, "operator")
             operator = build_operator(name, (3, SIZE, SIZE), **fields)
@@ -126,11 +127,16 @@ def run_demo(
             if any(status is not Status.ok for status in result.status[0]):
                 raise ValueError(f"{task.title}: {Status.nonfinite.value}")
             prefix = f"{k}-{name}"
-            save_png(y[0], work / f"{prefix}-measurement.png")
-            save_png(result.images[0], work / f"{prefix}-restoration.png")
-            save_png(result.mean[0], work / f"{prefix}-mean.png")
-            save_png(spread_picture(result.std[0]), work / f"{prefix}-std.png")
-            result.plot(y, truth).savefig(work / f"{prefix}-figure.png", dpi=100)
+            pictures = {
+                "measurement": y[0],
+                "restoration": result.images[0],
+                "mean": result.mean[0],
+                "std": spread_picture(result.std[0]),
+            }
+            for kind, picture in pictures.items():
+                save_png(picture, work / f"{prefix}-{kind}.png", provenance("demo", kind))
+            figure = result.plot(y, truth)
+            figure.savefig(work / f"{prefix}-figure.png", dpi=100, metadata=figure_metadata("demo"))
             row = DemoRow(
                 task=task.title,
                 solver=spec,

@@ -30,6 +30,7 @@ __all__ = [
     "check_folder_name",
     "check_suffix",
     "encode_picture",
+    "figure_metadata",
     "provenance",
     "provenance_of",
     "save_png",
@@ -59,6 +60,11 @@ def provenance(tool: str, content: str, **more: Any) -> dict[str, Any]:
     return {"software": f"invsolve {version('invsolve')}", "tool": tool, "content": content, **more}
 
 
+def figure_metadata(tool: str) -> dict[str, str]:
+    """The provenance for matplotlib's `savefig(..., metadata=)` of a PNG."""
+    return {"invsolve": json.dumps(provenance(tool, "figure"), sort_keys=True)}
+
+
 def check_suffix(path: Path) -> None:
     """Refuse a name that ends like a picture of a kind that is not written, unless it is a folder that is there.
 
@@ -73,12 +79,12 @@ def check_suffix(path: Path) -> None:
 
 
 def check_folder_name(path: Path) -> None:
-    """Refuse the name of a picture where a folder is to be made, unless it is a folder that is there.
+    """Refuse the name of a picture where a folder is to be made.
 
     Raises:
         ValueError: it is one.
     """
-    if path.suffix.lower() in OTHER_SUFFIXES.union(OUTPUT_SUFFIXES) and not path.is_dir():
+    if path.suffix.lower() in OTHER_SUFFIXES.union(OUTPUT_SUFFIXES) and not path.exists():
         raise ValueError(f"{path.name} is the name of a picture, and several files are written; name a folder.")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .record import Source
+from .files import Source
 
 __all__ = ["read_prompts"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .atomic import atomic_folder
-from .encode import save_png
+from .encode import check_folder_name, provenance, save_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,14 +82,17 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write result.safetensors, result.json and PNG pictures of the samples, the mean and the spread.
 
-        The folder appears at once, complete, or not at all.
+        The folder appears at once, complete, or not at all.  The pictures say in themselves that invsolve made them,
+        and hold no EXIF or other metadata of the measurement.
 
         Raises:
+            ValueError: the folder has the name of a picture.
             FileExistsError: the folder exists and is not an earlier result.
         """
         from safetensors.torch import save_file
 
         folder = Path(folder)
+        check_folder_name(folder)
         with atomic_folder(folder) as work:
             save_file(
                 {"samples": self.samples.cpu().contiguous(), "chi2": self.chi2.cpu()}, work / "result.safetensors"
@@ -104,10 +107,11 @@ class Result:
             for b, row in enumerate(self.status):
                 for s, status in enumerate(row):
                     if status is Status.ok:
-                        save_png(self.samples[b, s], work / f"{b:04d}_sample{s + 1:02d}.png")
+                        made = provenance("Result.save", f"sample {s + 1} of {len(row)}")
+                        save_png(self.samples[b, s], work / f"{b:04d}_sample{s + 1:02d}.png", made)
                 if any(status is Status.ok for status in row):
-                    save_png(mean[b], work / f"{b:04d}_mean.png")
-                    save_png(spread_picture(std[b]), work / f"{b:04d}_std.png")
+                    for name, picture in (("mean", mean[b]), ("std", spread_picture(std[b]))):
+                        save_png(picture, work / f"{b:04d}_{name}.png", provenance("Result.save", name))
         return folder
 
     @classmethod

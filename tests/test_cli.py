@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shlex
@@ -86,7 +87,7 @@ def test_one_picture_with_record_and_provenance(folder: Path) -> None:
     assert text["settings"]["operator"] == "blur(sigma=1.0)"
     assert text["sigma"] == pytest.approx(10 / 255)
     assert text["stats"]["network"] == 3
-    assert text["outputs"] == ["a.png"]
+    assert text["outputs"] == {"a.png": hashlib.sha256(Path("restored/a.png").read_bytes()).hexdigest()}
     assert len(text["sha256"]["input"]) == 64
     with Image.open("restored/a.png") as out:
         out.load()
@@ -196,6 +197,16 @@ def test_metadata_that_tells_of_a_person_is_copied_on_request_only(tool: str) ->
         assert "restored" in invsolve(*words, "-o", "out").stdout
 
 
+def test_a_name_that_is_no_picture_s_is_a_folder() -> None:
+    picture("a.png")
+    Path("old.jp2").mkdir()
+    for out in ("results", "results.v2", "2026.11.30", "old.jp2"):
+        assert restore("a.png", "--operator", "blur", "-o", out).exit_code == 0
+        assert sorted(files(out)) == ["a.json", "a.png"]
+    refused = invsolve("degrade", "a.png", "--operator", "blur", "-o", "x.jp2")
+    assert (refused.exit_code, "x.jp2 cannot be written" in refused.stderr) == (2, True)
+
+
 def test_globs_and_the_output_folder_inside_the_input_folder() -> None:
     picture("in/a.png")
     picture("in/b.png")
@@ -218,6 +229,103 @@ def test_a_folder_of_masks() -> None:
     assert result.exit_code == 0
     assert "1 restored, 1 skipped" in result.stdout
     assert record("restored/b.json")["settings"]["operator"] == "inpaint(mask='b.png')"
+
+
+def test_a_second_run_over_a_folder_reads_what_the_first_one_read(folder: Path) -> None:
+    """Neither results nor samples nor spreads nor masks are pictures, under whatever name and in whatever format."""
+    words = ["--operator", "identity", "--sigma", "0.1", "--samples", "2"]
+    for name in ("in/a.png", "in/sub/b.png"):
+        picture(name)
+    assert "2 restored" in restore("in", *words, "-o", "in/out").stdout
+    assert invsolve("degrade", "in/a.png", "--operator", "inpaint-random", "-o", "in/deg").exit_code == 0
+    Path("in/deg/a.png").unlink()  # a measurement would be an input
+    assert restore("in/a.png", *words[:4], "-o", "in/c.tif").exit_code == 0
+    Path("in/out/a_std.png").rename("in/mine.jpg")
+    again = restore("in", *words, "-o", "elsewhere")
+    assert "2 restored" in again.stdout
+    assert "left out 10 pictures of in that invsolve wrote itself (1 by degrade, 9 by restore)" in again.stdout
+    globbed = restore("in/**/*", *words, "-o", "elsewhere")
+    assert "2 skipped" in globbed.stdout
+    assert "left out 10 pictures of in/**/*" in globbed.stdout
+    assert "1 restored, 1 skipped" in restore("in", *words, "-o", "in/out").stdout  # whose spread was moved away
+    nothing = restore("in/out", *words, "-o", "x")
+    assert nothing.exit_code == 2
+    assert "holds no picture to read: left out 8 pictures" in nothing.stderr
+    named = restore("in/out/a.png", *words, "-o", "x")
+    assert named.exit_code == 0
+    assert "note: in/out/a.png was written by invsolve restore" in named.stdout
+
+
+def test_what_other_commands_and_python_wrote_is_no_picture_of_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "TASKS", (demo.Task("denoising", "identity", 0.1),))
+    monkeypatch.setattr(demo, "SIZE", 32)
+    assert invsolve("demo", "--prior", "gaussian", "--samples", "2", "-o", "in/demo").exit_code == 0
+    result = package.restore(torch.zeros(1, 3, 16, 16), operator="identity", prior="gaussian", steps=1, samples=2)
+    result.save("in/saved")
+    picture("in/a.png")
+    before = len([name for name in files("in") if name.endswith(".png")])
+    told = restore("in", "--operator", "blur")
+    assert sorted(files("restored")) == ["a.json", "a.png"]
+    assert f"left out {before - 1} pictures of in that invsolve wrote itself" in told.stdout
+    assert "(4 by Result.save, 6 by demo)" in told.stdout
+    for name in ("x.png", "x.jp2"):
+        with pytest.raises(ValueError, match="is the name of a picture, and several files are written; name a folder"):
+            result.save(name)
+        for command in (["demo"], ["validate", "gaussian-100"]):
+            refused = invsolve(*command, "-o", name)
+            assert (refused.exit_code, "name a folder" in refused.stderr) == (2, True)
+        assert not Path(name).exists()
+
+
+def test_the_measurements_of_degrade_are_inputs_of_restore_and_of_nothing_else() -> None:
+    picture("in/a.png")
+    assert invsolve("degrade", "in", "--operator", "identity", "--sigma", "0.1", "-o", "in/deg").exit_code == 0
+    assert sorted(files("in/deg")) == ["a.json", "a.png"]
+    told = invsolve("degrade", "in", "--operator", "identity", "--sigma", "0.1", "-o", "out")
+    assert "left out 1 picture of in that invsolve wrote itself (1 by degrade)" in told.stdout
+    assert sorted(files("out")) == ["a.json", "a.png"]
+    assert restore("in/deg", "--operator", "identity", "--sigma", "0.1").exit_code == 0
+    assert sorted(files("restored")) == ["a.json", "a.png"]
+
+
+def test_masks_and_kernels_in_a_folder_of_pictures_are_no_pictures() -> None:
+    picture("in/a.png")
+    mask("in/masks/a.png")
+    mask("in/m.png")
+    Image.fromarray(np.eye(5, dtype=np.uint8) * 255).save("in/k.png")
+    assert "1 restored" not in restore("in/masks", "--mask", "in/m.png", "-o", "x").stdout  # one picture: no summary
+    for words in (["--mask", "in/masks"], ["--operator", "inpaint(mask='in/masks')"]):
+        Path("in/m.png").unlink(missing_ok=True)
+        Path("in/k.png").unlink(missing_ok=True)
+        assert restore("in", *words, "-o", "out").exit_code == 0
+        assert sorted(files("out")) == ["a.json", "a.png"]
+    Image.fromarray(np.eye(5, dtype=np.uint8) * 255).save("in/k.png")
+    assert restore("in/[ak].png", "--kernel", "in/k.png", "-o", "kernel").exit_code == 0
+    assert sorted(files("kernel")) == ["a.json", "a.png"]
+
+
+@pytest.mark.parametrize("out", ["deg", "deg/deep", "in/deg"])
+@pytest.mark.parametrize("words", [["--operator", "inpaint-random(fraction=0.5)"], ["--mask", "masks"]])
+def test_a_folder_goes_from_degrade_to_restore(words: list[str], out: str) -> None:
+    for name in ("a.png", "sub/a.png", "sub/b.png"):
+        picture(f"in/{name}", seed=len(name))
+    mask("masks/a.png")
+    mask("masks/sub/b.png")
+    result = invsolve("degrade", "in", *words, "--sigma", "5/255", "-o", out)
+    assert result.exit_code == 0, result.output
+    names = ["a.png", "masks/a.png", "masks/sub/a.png", "masks/sub/b.png", "sub/a.png", "sub/b.png"]
+    assert sorted(name for name in files(out) if name.endswith(".png")) == names
+    last = result.stdout.splitlines()[-1]
+    assert last == f"restore with: invsolve restore {out} --mask {out}/masks --sigma 5/255"
+    command = shlex.split(last.removeprefix("restore with: "))
+    done = invsolve(*command[1:], *FAST)
+    assert done.exit_code == 0, done.output
+    assert "3 restored" in done.stdout
+    assert sorted(name for name in files("restored") if name.endswith(".png")) == ["a.png", "sub/a.png", "sub/b.png"]
+    for name in ("a", "sub/a", "sub/b"):  # its own mask, not that of its namesake
+        used = record(f"restored/{name}.json")["sha256"]["mask"]
+        assert used == hashlib.sha256(Path(out, f"masks/{name}.png").read_bytes()).hexdigest()
+    assert "3 skipped" in invsolve(*command[1:], *FAST).stdout
 
 
 def test_what_lies_in_the_hole_has_no_influence() -> None:
@@ -734,7 +842,13 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown option": ([*GOOD, "--simga", "1"], "--simga"),
     "output under a file": ([*GOOD, "-o", "text.png/out"], "is a file"),
     "output is a file": ([*GOOD, "-o", "text.png.bak"], "is a file"),
-    "output of another format": ([*GOOD, "-o", "x.jpg"], "x.jpg cannot be written"),
+    **{
+        f"output as {suffix}": (
+            [*GOOD, "-o", f"x{suffix}"],
+            f"x{suffix} cannot be written; name a file ending in .png, .tif or .tiff, or a folder",
+        )
+        for suffix in (".jpg", ".JP2", ".webp", ".bmp", ".gif", ".heic", ".avif", ".exr", ".npy")
+    },
     "output name empty": ([*GOOD, "-o", ""], "empty"),
     "mask name empty": (["a.png", "--mask", ""], "empty"),
     "prior name empty": ([*GOOD, "--prior", ""], "empty"),
