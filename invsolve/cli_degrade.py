@@ -102,6 +102,19 @@ def degrade_files(
         max_pixels=max_pixels,
         keep_metadata=keep_metadata,
     )
+    done = _degrade_all(plan, sources, outputs, console, errors)
+    if done:
+        measured, mask_path = done[0]
+        if len(outputs) > 1:
+            measured, mask_path = folder, None if mask_path is None else folder / MASKS
+        console.print(one_line(f"restore with: {_command(plan, fields, measured, mask_path)}"))
+    return len(outputs) - len(done)
+
+
+def _degrade_all(
+    plan: Plan, sources: Sequence[Source], outputs: Sequence[Path], console: Console, errors: Console
+) -> list[tuple[Path, Path | None]]:
+    """The measurements that were written, each with its mask if it has one."""
     done: list[tuple[Path, Path | None]] = []
     for source, output in zip(sources, outputs, strict=True):
         try:
@@ -113,12 +126,7 @@ def degrade_files(
         else:
             done.append((output, mask_path))
             console.print(one_line(text))
-    if done:
-        measured, mask_path = done[0]
-        if len(outputs) > 1:
-            measured, mask_path = folder, None if mask_path is None else folder / MASKS
-        console.print(one_line(f"restore with: {_command(plan, fields, measured, mask_path)}"))
-    return len(outputs) - len(done)
+    return done
 
 
 def _degrade_one(plan: Plan, source: Source, output: Path) -> tuple[str, Path | None]:

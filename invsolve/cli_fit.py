@@ -82,9 +82,7 @@ def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: Fi
     check_replaceable(out)
     rows = ImageRng(derive_seed(settings.seed, "pair", j) for j in range(options.pairs))
     if options.prior is None:
-        sources, notes = expand_inputs(inputs, [out, *files_of(fields)])
-        for note in notes:
-            console.print(one_line(note))
+        sources = _pictures(inputs, [out, *files_of(fields)], console)
         source = f"{options.pairs} crops of {len(sources)} pictures ({_hash(sources)})"
         prior = None
     else:
@@ -130,6 +128,14 @@ def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: Fi
         report=report,
     )
     console.print(f"fitted {text} -> {out}; use it with --solver \"mmdflow(folder='{out}')\"")
+
+
+def _pictures(inputs: Sequence[str], leave_out: Sequence[Path], console: Console) -> list[Source]:
+    """The pictures to learn from."""
+    sources, notes = expand_inputs(inputs, leave_out)
+    for note in notes:
+        console.print(one_line(note))
+    return sources
 
 
 def _check_same(out: Path, operator: Operator, wanted: Card) -> None:

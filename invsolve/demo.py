@@ -16,7 +16,7 @@ from .metrics import psnr, ssim
 from .operators import OPERATORS, build_operator
 from .priors import Prior, load_prior
 from .problem import GaussianNoise, NoNoise, Problem, simulate
-from .result import Status, json_number, spread_picture
+from .result import Result, Status, json_number, spread_picture
 from .rng import ImageRng
 from .solve import Observer, solve
 from .solvers import build_solver
@@ -126,17 +126,7 @@ def run_demo(
             )
             if any(status is not Status.ok for status in result.status[0]):
                 raise ValueError(f"{task.title}: {Status.nonfinite.value}")
-            prefix = f"{k}-{name}"
-            pictures = {
-                "measurement": y[0],
-                "restoration": result.images[0],
-                "mean": result.mean[0],
-                "std": spread_picture(result.std[0]),
-            }
-            for kind, picture in pictures.items():
-                save_png(picture, work / f"{prefix}-{kind}.png", provenance("demo", kind))
-            figure = result.plot(y, truth)
-            figure.savefig(work / f"{prefix}-figure.png", dpi=100, metadata=figure_metadata("demo"))
+            _save_pictures(work, f"{k}-{name}", y, truth, result)
             row = DemoRow(
                 task=task.title,
                 solver=spec,
@@ -151,3 +141,17 @@ def run_demo(
             report(row)
         (work / "table.json").write_text(json.dumps([row.__dict__ for row in rows], indent=2) + "\n")
     return rows
+
+
+def _save_pictures(folder: Path, prefix: str, y: Tensor, truth: Tensor, result: Result) -> None:
+    """The pictures of a task, and its before/after figure."""
+    pictures = {
+        "measurement": y[0],
+        "restoration": result.images[0],
+        "mean": result.mean[0],
+        "std": spread_picture(result.std[0]),
+    }
+    for kind, picture in pictures.items():
+        save_png(picture, folder / f"{prefix}-{kind}.png", provenance("demo", kind))
+    figure = result.plot(y, truth)
+    figure.savefig(folder / f"{prefix}-figure.png", dpi=100, metadata=figure_metadata("demo"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
+import tifffile
 import torch
 from PIL import Image
 from torch import Tensor
@@ -31,11 +33,13 @@ __all__ = [
     "check_suffix",
     "encode_picture",
     "figure_metadata",
+    "is_cut_off",
     "provenance",
     "provenance_of",
     "save_png",
 ]
 
+PNG_BEGIN, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 OUTPUT_SUFFIXES = (".png", ".tif", ".tiff")
 
 
@@ -118,15 +122,29 @@ def provenance_of(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             tiff = is_tiff(file.read(4))
-        if tiff:
-            text = tiff_description(path)
-        else:
-            with Image.open(path, formats=["PNG"]) as image:
-                text = image.info["invsolve"]
-        made = json.loads(text)
+        made = json.loads(tiff_description(path) if tiff else _png_text(path))
     except Exception:  # noqa: BLE001  a file of any kind may lie there
         return {}
     return made if isinstance(made, dict) and "software" in made else {}
+
+
+def _png_text(path: Path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of large pictures, which are not decoded here
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info["invsolve"]
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether a file begins like a PNG or a TIFF and does not go on to its end, or is empty."""
+    data = path.read_bytes()
+    if is_tiff(data):
+        try:
+            tifffile.imread(path)
+        except Exception:  # noqa: BLE001  decoders raise many types
+            return True
+        return False
+    return not data or (data[:8] == PNG_BEGIN[: len(data)] and not data.endswith(PNG_END))
 
 
 def save_png(x: Tensor, path: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from .atomic import atomic_writes, sha256_of
-from .encode import provenance_of
+from .encode import is_cut_off, provenance_of
 from .images import MAX_PIXELS
 from .priors import BUNDLED, PRIORS, find_card, load_cards, pull
 
@@ -86,6 +86,9 @@ def check_targets(paths: Sequence[Path], tool: str, overwrite: bool, hint: str) 
     Raises:
         FileExistsError: one of them is a folder, or such a file.
     """
+    told = read_record(paths[0].with_suffix(".json"))
+    outputs = told.get("outputs") if told.get("tool") == tool else None
+    outputs = outputs if isinstance(outputs, dict) else {}
     for path in paths:
         if path.is_dir():
             raise FileExistsError(
@@ -93,6 +96,8 @@ def check_targets(paths: Sequence[Path], tool: str, overwrite: bool, hint: str) 
             )
         if overwrite or not os.path.lexists(path):
             continue
+        if path.suffix != ".json" and path.name in outputs and path.is_file() and is_cut_off(path):
+            continue  # what is left of a result
         record = read_record(path) if path.suffix == ".json" else {}
         made = record or provenance_of(paths[0] if path.suffix == ".json" else path)  # unreadable: its picture's
         if made.get("tool") != tool:

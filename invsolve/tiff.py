@@ -167,7 +167,8 @@ def encode_tiff(values: np.ndarray, text: str, icc: bytes | None, exif: bytes | 
         software=False,
         iccprofile=icc,
     )
-    data = file.getvalue() + b"\0" * (len(file.getvalue()) % 2)
+    file.write(b"\0" * (file.seek(0, io.SEEK_END) % 2))
+    data = file.getvalue()
     if not exif and not xmp:
         return data
     # tifffile writes no folders of EXIF: a new folder of tags at the end, with the old one's entries, takes its place.

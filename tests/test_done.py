@@ -15,6 +15,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 import torch
 from typer.testing import CliRunner
 
@@ -159,12 +160,31 @@ def test_what_was_harmed_is_not_done(harm: str) -> None:
         path.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
     result = invsolve(*ONE, "-o", "out")
     assert "skipped" not in result.stdout
-    if "cut" in harm:  # no longer a picture that says who wrote it
-        assert result.exit_code == 2
-        assert f"out/{name} exists and was not written by invsolve restore, or was changed since" in result.stderr
-        result = invsolve(*ONE, "-o", "out", "--overwrite")
-    assert result.exit_code == 0
+    assert result.exit_code == 0, result.output
     assert visible("out") == clean
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_what_is_left_of_a_result_is_replaced_and_a_picture_of_the_user_is_not(suffix: str) -> None:
+    out = f"out/x{suffix}"
+    assert invsolve(*OTHER, "-o", out).exit_code == 0
+    whole = Path(out).read_bytes()
+    for rest in (b"", whole[:4], whole[:100], whole[:-1]):
+        Path(out).write_bytes(rest)
+        assert invsolve(*OTHER, "-o", out).exit_code == 0
+        assert Path(out).read_bytes() == whole
+    theirs = Path("a.png").read_bytes()
+    if suffix == ".tif":
+        tifffile.imwrite(out, np.zeros((4, 4), np.uint8))
+        theirs = Path(out).read_bytes()
+    for mine in (theirs, b"a text of mine", theirs[:100]):
+        Path(out).write_bytes(mine)
+        if mine == theirs[:100]:
+            Path("out/x.json").unlink()  # nothing tells that this is the rest of a result
+        refused = invsolve(*OTHER, "-o", out)
+        assert refused.exit_code == 2
+        assert f"{out} exists and was not written by invsolve restore, or was changed since" in refused.stderr
+        assert Path(out).read_bytes() == mine
 
 
 def test_a_record_of_one_format_says_nothing_of_another() -> None:
