@@ -100,6 +100,7 @@ def _read_folder(block: bytes, place: int, order: str, big: bool) -> dict[int, E
     count, head, value = ("Q", "HHQ", 8) if big else ("H", "HHI", 4)
     head, width = order + head, 20 if big else 12
     start, entries = place + struct.calcsize(order + count), {}
+    left = len(block)  # entries that share their bytes must not fill the memory
     number_of_entries = struct.unpack_from(order + count, block, place)[0] if start <= len(block) else 0
     for k in range(number_of_entries):
         if start + (k + 1) * width > len(block):
@@ -108,7 +109,8 @@ def _read_folder(block: bytes, place: int, order: str, big: bool) -> dict[int, E
         at, size = start + (k + 1) * width - value, (SIZES | BIG_SIZES).get(kind, 0) * number
         if size > value:
             (at,) = struct.unpack_from(order + ("Q" if big else "I"), block, at)
-        if 0 < size <= len(block) - at:
+        if 0 < size <= min(left, len(block) - at):
+            left -= size
             entries[tag] = Entry(kind, block[at : at + size])
     return entries
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,14 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from invsolve.encode import encode_picture, provenance, provenance_of
 from invsolve.images import Picture, load_image
+from invsolve.metadata import Entry, byte_order, exif_block, read_exif
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 GREY = SRGB[:16] + b"GRAY" + SRGB[20:]
@@ -126,6 +131,25 @@ def test_letters_and_thumbnails_as_exiftool_writes_them(tmp_path: Path) -> None:
             assert told["Artist"] == "Jürgen Ünal"
             assert ("SerialNumber" in told) == keep
             assert "ThumbnailImage" not in told
+
+
+def test_entries_that_share_their_bytes_do_not_fill_the_memory() -> None:
+    count, size = 5000, 60_000
+    entries = b"".join(struct.pack("<HHII", tag, 1, size, 8) for tag in range(count))
+    block = b"II*\0" + struct.pack("<IH", 8, count) + entries + bytes(4 + size)
+    found = read_exif(block)
+    assert sum(len(entry.data) for entry in found.values() if isinstance(entry, Entry)) <= len(block)
+
+
+@given(data=st.binary(max_size=200), big=st.booleans())
+def test_damaged_exif_raises_nothing_else(data: bytes, big: bool) -> None:
+    for head in (b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08"):
+        block = head + data
+        with contextlib.suppress(ValueError):
+            folder = read_exif(block, 8 if big else None, big=big)
+            for everything in (False, True):
+                kept = exif_block(folder, byte_order(block), of_tiff=big, everything=everything)
+                assert kept is None or read_exif(kept)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
