@@ -155,23 +155,32 @@ class JPEG(PinvOperator):
         return values[None] if grey else values.permute(2, 0, 1)
 
 
-def jpeg(image_shape: Shape, *, quality: int = 10, subsampling: Subsampling = "4:2:0", tables_from: str = "") -> JPEG:
-    """JPEG at a quality, or as another file was compressed.
+def jpeg(
+    image_shape: Shape, *, quality: int | None = None, subsampling: Subsampling = "4:2:0", tables_from: str = ""
+) -> JPEG:
+    """JPEG at a quality, or as another file was compressed; one of the two must be known, since a guess does harm.
 
     Arguments:
         image_shape: (C, H, W) with one or three channels.
         quality: libjpeg's scale, from 1 (worst) to 100.
         subsampling: `4:2:0` halves the resolution of the colours, `4:4:4` keeps it.
-        tables_from: path of a JPEG file; its tables and subsampling then replace the two above.
+        tables_from: path of a JPEG file, which is read for its tables and its subsampling.
 
     Raises:
-        ValueError: if the quality is not in 1 … 100, or the file is not a JPEG of a supported kind.
+        ValueError: if neither or both of quality and tables_from are given, the quality is not in 1 … 100, or the file
+            is not a JPEG of a supported kind.
     """
+    if tables_from and quality is not None:
+        raise ValueError(f"jpeg got quality={quality} and tables_from={tables_from!r}; give one of the two.")
     if tables_from:
         tables, subsampling = read_tables(tables_from)
-    else:
-        tables = quality_tables(quality)
-    return JPEG(image_shape, tables=tables, subsampling=subsampling)
+        return JPEG(image_shape, tables=tables, subsampling=subsampling)
+    if quality is None:
+        raise ValueError(
+            "jpeg got no quality, and only a JPEG file that is restored brings its own; give the quality that the "
+            "picture was once saved with, such as jpeg(quality=30), or that JPEG file, jpeg(tables_from='photo.jpg')."
+        )
+    return JPEG(image_shape, tables=quality_tables(quality), subsampling=subsampling)
 
 
 def quality_tables(quality: int) -> Tensor:

@@ -255,7 +255,7 @@ def test_daps_draws_from_the_gaussian_it_says(inner):
 
 
 def test_daps_says_what_it_cannot_draw_exactly():
-    operator = build_operator("jpeg", SHAPE)
+    operator = build_operator("jpeg", SHAPE, quality=10)
     problem = Problem(operator, GaussianNoise(0.1), operator(PRIOR.sample(SHAPE, ImageRng([0]))))
     with pytest.raises(TypeError, match="needs a linear operator"):
         solve(problem, PRIOR, DAPS(inner="exact"), make_times("restoration", 1, PRIOR.schedule))

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -640,7 +641,7 @@ BAD_FIELDS = [
     ("grayscale", {"weights": "rgb"}, "weights of operator grayscale must be 'mean' or 'luma', got 'rgb'"),
     ("blur", {"sigma": "wide"}, "sigma of operator blur must be float, got 'wide'"),
     ("blur", {"sigma": math.inf}, "sigma of operator blur must be finite, got inf"),
-    ("jpeg", {"quality": 10.5}, "quality of operator jpeg must be int, got 10.5"),
+    ("jpeg", {"quality": 10.5}, "quality of operator jpeg must be int or None, got 10.5"),
     ("inpaint-random", {"seed": 2**70}, r"seed is a whole number from 0 to 2\^63 - 1, got 1180591620717411303424"),
     ("inpaint-brush", {"seed": -1}, "from 0 to"),
     ("blur-shake", {"size": 5, "seed": 2**64}, "seed is a whole number"),
@@ -651,6 +652,8 @@ BAD_FIELDS = [
     ("jpeg", {"quality": 0}, r"quality is a number from 1 \(worst\) to 100, got 0"),
     ("jpeg", {"subsampling": "4:1:1"}, "subsampling of operator jpeg must be '4:4:4' or '4:2:0', got '4:1:1'"),
     ("jpeg", {"tables_from": "absent.jpg"}, "Cannot read 'absent.jpg'"),
+    ("jpeg", {}, r"jpeg got no quality, .*jpeg\(quality=30\), or that JPEG file"),
+    ("jpeg", {"quality": 30, "tables_from": "a.jpg"}, "give one of the two"),
 ]
 
 
@@ -668,7 +671,7 @@ BAD_ARGUMENTS = [
     (lambda: build_operator("identity", (1, 3, 7, 8)), r"all positive, got \(1, 3, 7, 8\); leave the batch axis out"),
     (lambda: build_operator("identity", (3, 0, 8)), r"all positive, got \(3, 0, 8\)"),
     (lambda: build_operator("grayscale", (2, 7, 8), weights="luma"), "got 2 channels; use weights='mean'"),
-    (lambda: build_operator("jpeg", (2, 7, 8)), "1 or 3 channels"),
+    (lambda: build_operator("jpeg", (2, 7, 8), quality=10), "1 or 3 channels"),
     (lambda: build_operator("jpeg", SHAPE, tables_from=KERNEL_FILE), "is a PNG file"),
     (lambda: build_operator("inpaint", SHAPE, mask=mask_file((9, 9))), r"expects a mask \(7, 8\).*got \(9, 9\)"),
     (lambda: build_operator("inpaint", SHAPE, mask=save("k.png", np.zeros((7, 8)))), "has no hole; paint"),
@@ -707,9 +710,8 @@ def test_fields_have_simple_types() -> None:
         assert set(operator_fields(name)) == set(parameters)
         for parameter in parameters.values():
             assert parameter.kind is parameter.KEYWORD_ONLY
-            literal = getattr(parameter.annotation, "__args__", ())
-            assert parameter.annotation in (int, float, str) or all(isinstance(value, str) for value in literal)
-            assert parameter.annotation in (int, float, str) or literal
+            parts = getattr(parameter.annotation, "__args__", (parameter.annotation,))  # of a literal or a union
+            assert parts and all(part in (int, float, str, NoneType) or isinstance(part, str) for part in parts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -734,7 +736,7 @@ def test_linear_at_linear_is_linear() -> None:
 
 
 def test_anything_at_jpeg_is_a_chain() -> None:
-    codec, grey = build_operator("jpeg", SHAPE), Grayscale(SHAPE)
+    codec, grey = build_operator("jpeg", SHAPE, quality=10), Grayscale(SHAPE)
     operator, x = grey @ codec, images()
     assert isinstance(operator, Chain) and not isinstance(operator, LinearOperator)
     assert relative(operator(x), grey(codec(x))) == 0
@@ -744,12 +746,12 @@ def test_anything_at_jpeg_is_a_chain() -> None:
 def test_mask_of_a_product_is_that_of_its_data() -> None:
     holes, smooth = build_operator("inpaint-random", SHAPE), build_operator("blur", SHAPE, sigma=0.5)
     assert torch.equal((holes @ smooth).data_mask, holes.data_mask)
-    assert torch.equal((holes @ build_operator("jpeg", SHAPE)).data_mask, holes.data_mask)
+    assert torch.equal((holes @ build_operator("jpeg", SHAPE, quality=10)).data_mask, holes.data_mask)
     assert (smooth @ holes).data_mask is None
 
 
 def test_product_of_unequal_shapes_gives_the_sentence() -> None:
-    for outer in (Grayscale(SHAPE), build_operator("jpeg", SHAPE)):
+    for outer in (Grayscale(SHAPE), build_operator("jpeg", SHAPE, quality=10)):
         with pytest.raises(
             ValueError, match=r"gives \(3, 4, 4\); build the left operator with image_shape=\(3, 4, 4\)"
         ):

@@ -211,7 +211,7 @@ def test_posterior_of_nearly_noiseless_data(sigma):
 
 
 def test_posteriors_refuse_what_has_no_closed_form():
-    identity, jpeg = build_operator("identity", SHAPE), build_operator("jpeg", SHAPE)
+    identity, jpeg = build_operator("identity", SHAPE), build_operator("jpeg", SHAPE, quality=10)
     y = torch.zeros(2, *SHAPE, dtype=torch.float64)
     for prior in (EXACT["full"](None), gmm(), gmm(shared=True)):
         with pytest.raises(ValueError, match="needs a linear operator, got JPEG; use a solver instead"):

@@ -45,6 +45,7 @@ FIELDS = {
     "downsample": {"factor": 2},
     "downsample-bicubic": {"factor": 2},
     "inpaint-box": {"top": 2, "left": 2, "height": 3, "width": 3},
+    "jpeg": {"quality": 10},
 }
 # Mean of 64 samples against the exact posterior mean, as a share of the distance from the prior mean, measured once
 # on these problems with the default hyperparameters; who claims to sample the posterior is tested in test_validate.py.
