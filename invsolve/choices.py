@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from .files import Source
-from .images import load_image, load_mask
+from .holes import load_mask
+from .images import load_image
 from .operators import OPERATORS, Inpaint, Operator, Shape, build_operator
 from .priors import Mode, Prior, Prompts, load_cards, load_prior
 from .problem import GaussianNoise, Noise, NoNoise, PoissonNoise

@@ -27,7 +27,6 @@ __all__ = [
     "Picture",
     "at_bit_depth",
     "load_image",
-    "load_mask",
     "to_tensor",
 ]
 
@@ -170,23 +169,6 @@ def load_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, *, ke
         raise ValueError(f"{path} is not a picture that can be read ({', '.join(FORMATS)}).") from None
     except Exception as error:  # decoders raise many types on damaged files; each means the same to the user
         raise ValueError(f"{path} is damaged or cut off ({str(error).rstrip('.')}); get the file anew.") from error
-
-
-def load_mask(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Read a mask picture: (H, W) bool, True where it is white, that is where the picture has a hole.
-
-    Raises:
-        ValueError: it has transparent pixels, no hole, or nothing but holes.
-    """
-    picture = load_image(path, max_pixels)
-    if picture.alpha is not None and picture.alpha.min() < np.iinfo(picture.alpha.dtype).max:
-        raise ValueError(f"The mask {path} has transparent pixels; save it opaque, white = hole and black = keep.")
-    holes = picture.tensor.mean(dim=0) > 0
-    if not holes.any():
-        raise ValueError(f"The mask {path} has no hole; paint what is to be filled in white on black.")
-    if holes.all():
-        raise ValueError(f"The mask {path} is white everywhere; white = hole, so paint what is to be kept in black.")
-    return holes
 
 
 def at_bit_depth(picture: Picture, bit_depth: int) -> Picture:

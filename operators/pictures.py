@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..images import load_image, load_mask
+from ..holes import load_mask
+from ..images import load_image
 
 __all__ = ["read_grey", "read_holes"]
 

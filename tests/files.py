@@ -23,8 +23,8 @@ def save(name: str, values: Any) -> str:
 
 
 def mask_file(shape: tuple[int, int]) -> str:
-    """White (the hole) in the first two rows and at one pixel, 129 there; the rest is dark grey."""
-    picture = np.full(shape, 100)
+    """White (the hole) in the first two rows and at one pixel, 129 there; the rest is nearly black."""
+    picture = np.full(shape, 30)
     picture[:2], picture[4, 3] = 255, 129
     return save(f"mask_{shape[0]}x{shape[1]}.png", picture)
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from invsolve.atomic import atomic_folder, atomic_write, atomic_writes
 from invsolve.encode import encode_picture, save_png
-from invsolve.images import Picture, at_bit_depth, load_image, load_mask, to_tensor
+from invsolve.images import Picture, at_bit_depth, load_image, to_tensor
 
 RNG = np.random.default_rng(0)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -320,21 +320,6 @@ def test_damaged_bytes_raise_nothing_else(tmp_path_factory: pytest.TempPathFacto
     path.write_bytes(whole[:60] + data + whole[60 + len(data) :])
     with contextlib.suppress(ValueError):
         assert load_image(path).tensor.isfinite().all()
-
-
-def test_mask(tmp_path: Path) -> None:
-    values = np.zeros((4, 5), np.uint8)
-    values[1, 2], values[3, 3] = 255, 127
-    holes = load_mask(write(tmp_path / "m.png", values))
-    assert holes.dtype == torch.bool
-    assert holes.nonzero().tolist() == [[1, 2]]
-    for kind, bad in {
-        "no hole": np.zeros((4, 5), np.uint8),
-        "white everywhere": np.full((4, 5), 255, np.uint8),
-        "transparent": np.zeros((4, 5, 2), np.uint8),
-    }.items():
-        with pytest.raises(ValueError, match=kind):
-            load_mask(write(tmp_path / "bad.png", bad))
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------

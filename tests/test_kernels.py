@@ -13,7 +13,7 @@ from files import FILES, KERNEL_FILE, save
 from PIL import Image
 from torch import Tensor
 
-from invsolve.images import load_mask
+from invsolve.holes import load_mask
 from invsolve.operators import (
     build_operator,
     kernels,
@@ -99,7 +99,7 @@ def test_kernel_file_of_16_bits_keeps_its_precision() -> None:
 
 def test_mask_file_is_read_as_the_command_line_reads_it() -> None:
     """By the mean of the channels, not by luma, which differs for green and blue; and upright."""
-    colours = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    colours = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (9, 12, 1)).repeat(3, axis=2)
     colours[0, :3] = [[0, 255, 0], [150, 0, 240], [128, 127, 127]]
     for orientation in range(1, 9):
         path = str(Path(FILES.name, f"colours{orientation}.png"))
@@ -115,7 +115,7 @@ def test_too_large_a_picture_gives_the_sentence(monkeypatch: pytest.MonkeyPatch)
     """Pillow's guard against bombs, here of 50 pixels, raises an exception of its own."""
     path = str(Path(FILES.name, "large.jpg"))
     Image.fromarray(np.zeros((16, 16), dtype=np.uint8)).save(path)
-    operator = build_operator("jpeg", (1, 16, 16))
+    operator = build_operator("jpeg", (1, 16, 16), quality=10)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     for name, fields in [
         ("jpeg", {"tables_from": path}),
