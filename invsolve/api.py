@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from .devices import find_device
+from .doubt import DoubtWarning, judge
+from .expected import chi2_of, name_of, rounding_of
+from .holes import hidden_share
 from .images import load_image, to_tensor
 from .operators import OPERATORS, LinearOperator, Operator, Shape, build_operator
 from .operators.base import check_shape
@@ -28,7 +31,7 @@ from .result import Result
 from .rng import image_seeds
 from .solve import Observer, solve
 from .solver import Solver
-from .solvers import SOLVERS, build_solver
+from .solvers import build_solver
 from .spec import parse_level, parse_spec
 from .times import check_grid
 
@@ -89,7 +92,7 @@ def restore(
 
     Returns:
         Result: samples (B, S, C, H, W) in [-1, 1], their mean and std, a status for each, statistics, and the
-            record of what was asked.
+            record of what was asked.  What speaks against them is in `doubts`, and is a DoubtWarning too.
 
     Raises:
         ValueError: an unknown name or field, a shape or value that does not fit; the message says what to do.
@@ -110,6 +113,7 @@ def restore(
     kind = type(operator).__name__
     check_shape(kind, "a measurement", data, operator.data_shape, "build the operator for that picture size")
     noises = make_noises(sigma, operator, data)
+    rounding = [rounding_of(row) for row in data.split(1)]
     if operator.data_mask is not None:
         data = data * operator.data_mask.to(data)  # what a picture holds inside a hole is not a measurement
     if solver is None:
@@ -143,7 +147,7 @@ def restore(
     sigmas = [sigma_of(noise) for noise in noises]
     record = {
         "operator": operator.spec or kind,
-        "solver": {"name": _name_of(solver), **vars(solver)},
+        "solver": {"name": name_of(solver), **vars(solver)},
         "prior": prior_name,
         "sigma": sigmas[0] if len(sigmas) == 1 else sigmas,
         "seed": seed,
@@ -152,7 +156,13 @@ def restore(
         "samples": samples,
         "software": {"invsolve": version("invsolve"), "torch": torch.__version__},
     }
-    return _joined(problems, results, json.loads(json.dumps(record, default=str)))
+    if (hidden := hidden_share(operator.data_mask)) is not None:
+        record["hidden"] = hidden
+    joined, far = _joined(problems, results, json.loads(json.dumps(record, default=str)))
+    result = judge(joined, problems, solver, prior, times, rounding, far)
+    if told := list(dict.fromkeys(itertools.chain.from_iterable(result.doubts))):
+        warnings.warn(" ".join(told), DoubtWarning, stacklevel=2)
+    return result
 
 
 def _check_arguments(operator: object, prior: object, solver: object, times: object, dtype: object) -> None:
@@ -242,29 +252,25 @@ def _noise_of(sigma: float) -> Noise:
     return GaussianNoise(sigma) if sigma > 0 else NoNoise()
 
 
-def _joined(problems: Sequence[Problem], results: Sequence[Result], record: dict[str, Any]) -> Result:
+def _joined(problems: Sequence[Problem], results: Sequence[Result], record: dict[str, Any]) -> tuple[Result, Tensor]:
     """Results of different measurements as one, cut to [-1, 1] with the chi^2 of what is left.
 
-    Seconds add up, the other statistics are means per sample.
+    Seconds add up, the other statistics are means per sample.  The second value is the share of what lay far outside
+    of [-1, 1] for each measurement (B,).
     """
     samples = [
         torch.where(result.samples.isfinite(), result.samples.clamp(-1, 1), result.samples) for result in results
     ]
     chi2 = [
-        torch.stack([problem.chi2(x) for x in cut.unbind(dim=1)], dim=1)
+        torch.stack([chi2_of(problem, x) for x in cut.unbind(dim=1)], dim=1)
         for problem, cut in zip(problems, samples, strict=True)
     ]
     stats = {name: sum(result.stats[name] for result in results) / len(results) for name in results[0].stats}
     stats["seconds"] = sum(result.stats["seconds"] for result in results)
-    far = [(result.samples.abs() > FAR).flatten() for result in results]
-    stats["outside"] = float(torch.cat(far).double().mean())
+    far = torch.cat([(result.samples.abs() > FAR).flatten(1).double().mean(dim=1) for result in results])
+    stats["outside"] = float(far.mean())
     status = tuple(itertools.chain.from_iterable(result.status for result in results))
-    return Result(torch.cat(samples), status, torch.cat(chi2), stats, record)
-
-
-def _name_of(solver: Solver[Any]) -> str:
-    """Its name in the table, or that of its class if it is somebody else's."""
-    return next((name for name, entry in SOLVERS.items() if entry is type(solver)), type(solver).__name__)
+    return Result(torch.cat(samples), status, torch.cat(chi2), stats, record), far
 
 
 def _device_of(*given: object) -> torch.device:

@@ -190,8 +190,9 @@ def choose_operator(spec: str | None, mask: Path | None, kernel: Path | None) ->
         given = {"name": implied, **values, field: str(path)}
     if given is None:
         raise ValueError(
-            "Say what happened to the picture with --operator, for example 'blur(sigma=2)', downsample, jpeg, or "
-            "identity for noise alone; or with --mask or --kernel.  `invsolve list operators` names all."
+            "Say what happened to the picture with --operator, for example 'blur(sigma=2)', downsample, "
+            "'jpeg(quality=30)', or identity for noise alone; or with --mask or --kernel.  `invsolve list operators` "
+            "names all."
         )
     return parse_spec(given, OPERATORS, "operator")
 

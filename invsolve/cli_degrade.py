@@ -26,6 +26,7 @@ from .choices import (
 )
 from .encode import OUTPUT_SUFFIXES, encode_picture, provenance, provenance_of
 from .files import MEASUREMENT, Source, check_writable, expand_inputs, plan_outputs
+from .holes import hidden_share, mask_notes
 from .images import Picture, at_bit_depth, load_image
 from .operators import Inpaint
 from .problem import GaussianNoise, Noise, NoNoise, simulate
@@ -138,7 +139,7 @@ def _degrade_one(plan: Plan, source: Source, output: Path) -> tuple[str, Path | 
     y = simulate(built, plan.noise, picture.tensor[None], ImageRng([derive_seed(plan.seed, picture.sha256)]))[0]
     if y.ndim != 3 or len(y) not in (1, 3):
         raise ValueError(f"The data of {name} has shape {tuple(y.shape)} and is not a picture; use the Python API.")
-    clipped = (y.abs() > 1).float().mean().item()
+    clipped, hidden = (y.abs() > 1).float().mean().item(), hidden_share(built.data_mask)
     record_path, mask_path = _record_of(output), _mask_of(output, plan.folder)
     masked = isinstance(built, Inpaint)
     check_targets(
@@ -159,11 +160,15 @@ def _degrade_one(plan: Plan, source: Source, output: Path) -> tuple[str, Path | 
         "noise": str(plan.noise),
         "seed": plan.seed,
         "clipped": clipped,
+        "hidden": hidden,
     }
     old = [mask_path] if not masked and provenance_of(mask_path).get("tool") == "degrade" else []
     write_outputs(files, record_path, record, old)
-    note = f" ({100 * clipped:.1f} % of the values were clipped to the range of a picture)" if clipped else ""
-    return f"degraded {source.name} -> {output}{note}", mask_path if masked else None
+    notes = [] if hidden is None else [f"{100 * hidden:.3g} % hidden", *mask_notes(built.data_mask)]
+    if clipped:
+        notes.append(f"{100 * clipped:.1f} % of the values were clipped to the range of a picture")
+    text = f"degraded {source.name} -> {output}" + "".join(f" ({note})" for note in notes)
+    return text, mask_path if masked else None
 
 
 def _command(plan: Plan, fields: dict[str, Any], measured: Path, mask: Path | None) -> str:

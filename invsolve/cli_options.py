@@ -52,7 +52,9 @@ OperatorOption = Annotated[
 MaskOption = Annotated[
     Path | None,
     typer.Option(
-        parser=path_of, metavar="PATH", help="Mask picture, white = hole; or a folder of masks named like the pictures."
+        parser=path_of,
+        metavar="PATH",
+        help="Black and white mask picture, white = hole; or a folder of masks named like the pictures.",
     ),
 ]
 KernelOption = Annotated[

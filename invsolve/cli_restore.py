@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,8 +33,10 @@ from .choices import (
     sentence_about,
 )
 from .devices import find_device
+from .doubt import DoubtWarning
 from .encode import provenance
 from .files import Source, check_writable, expand_inputs, plan_outputs
+from .holes import hidden_share
 from .images import Picture, load_image
 from .operators import Operator
 from .operators.sizes import image_shape_of
@@ -57,8 +60,6 @@ from .spec import format_spec, parse_spec
 from .times import check_grid
 
 __all__ = ["Options", "restore_files"]
-
-DOUBTFUL = 10.0  # chi^2 of a picture that does not explain its data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,22 +219,24 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
     (noise,) = make_noises(plan.noise, operator, y)
     if options.dry_run or plan.prior is None:
         return "restored", _describe(source, picture, operator, noise, output)
-    result = restore(
-        y,
-        operator=operator,
-        prior=plan.prior if plan.texts is None else plan.prior.prompted(plan.texts[source]),
-        solver=solver,
-        sigma=noise,
-        samples=options.samples,
-        steps=settings.steps,
-        times=settings.times,
-        seed=options.seed,
-        device=plan.device,
-        dtype=DTYPES[plan.settings.dtype],
-        batch_size=options.batch_size,
-        checkpointing=options.checkpointing,
-        observers=[bar],
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DoubtWarning)  # it is told below, and recorded
+        result = restore(
+            y,
+            operator=operator,
+            prior=plan.prior if plan.texts is None else plan.prior.prompted(plan.texts[source]),
+            solver=solver,
+            sigma=noise,
+            samples=options.samples,
+            steps=settings.steps,
+            times=settings.times,
+            seed=options.seed,
+            device=plan.device,
+            dtype=DTYPES[plan.settings.dtype],
+            batch_size=options.batch_size,
+            checkpointing=options.checkpointing,
+            observers=[bar],
+        )
     if not result.ok:
         raise ValueError(f"{source.path}: {Status.nonfinite.value}")
     about = {
@@ -246,8 +249,11 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
         "settings": vars(settings),
         "sigma": sigma_of(noise),
         "times": result.record["times"],
+        "hidden": result.record.get("hidden"),
     }
     notes = _save(result, output, picture, about)
+    if about["hidden"] is not None:
+        notes.insert(0, f"{100 * about['hidden']:.3g} % hidden")
     return "restored", f"restored {source.name} -> {output}" + "".join(f" ({note})" for note in notes)
 
 
@@ -311,32 +317,22 @@ def _save(result: Result, output: Path, picture: Picture, about: dict[str, Any])
     )
     pictures = encode_result(result, output, picture, made)
     chi2 = result.chi2[0].tolist()
-    doubts = _doubts(chi2, result.stats["outside"])
+    doubts = list(result.doubts[0])
     path = record_of(output)
     more = {
         "stats": {name: json_number(value) for name, value in result.stats.items()},
         "chi2": [json_number(value) for value in chi2],
+        "expected_chi2": result.record["expected_chi2"][0],
         "notes": notes + doubts,
     }
     write_outputs(pictures, path, about | more, stale_pictures(output, pictures))
     return doubts
 
 
-def _doubts(chi2: list[float], outside: float) -> list[str]:
-    """What speaks against a result, as sentences: its data, or values that no picture has."""
-    advice = "check --sigma and --operator, or change the solver's fields or --steps"
-    doubts = []
-    if worst := max((value for value in chi2 if value > DOUBTFUL), default=0.0):  # NaN without noise
-        doubts.append(f"Chi^2 is {worst:.3g}, where 1 explains the data to the noise level; {advice}.")
-    if outside > 0.5:
-        doubts.append(f"{100 * outside:.0f} % of the values lay far outside [-1, 1] and were cut; {advice}.")
-    return doubts
-
-
 def _describe(source: Source, picture: Picture, operator: Operator, noise: Noise, output: Path) -> str:
     channels, height, width = picture.shape
     kind = f"{width} x {height}, {'grey' if channels == 1 else 'RGB'}, {picture.bit_depth} bit"
-    if operator.data_mask is not None:
-        kind += f", {100 * (1 - operator.data_mask.float().mean().item()):.1f} % hidden"
+    if (hidden := hidden_share(operator.data_mask)) is not None:
+        kind += f", {100 * hidden:.3g} % hidden"
     shape = operator.image_shape
     return f"would restore {source.name} ({kind}) to {shape[2]} x {shape[1]}, noise {sigma_of(noise)} -> {output}"

@@ -39,10 +39,12 @@ class Result:
         samples: (B, S, C, H, W); a sample whose status is not ok holds the non-finite values it ended with.
         status: one per measurement and sample, B lists of S.
         chi2: misfit |A(x) - y|^2 / (sigma^2 m) of every sample (B, S), about 1 for a picture that explains the
-            data; NaN where the noise level is zero or unknown.
+            data.  From `restore` it is against the rounding to 8 bits where the noise level is zero; from `solve` it
+            is NaN there.
         stats: steps, seconds, and per sample the calls of network, network_vjp, encode, decode, decode_vjp; from
             `restore` also outside, the share of values beyond [-2, 2] before they were cut to [-1, 1].
         record: what is needed to repeat the run, as `restore` knows it; empty from `solve`.
+        doubts: what speaks against the samples of each measurement, B lists of sentences; empty from `solve`.
     """
 
     samples: Tensor
@@ -50,6 +52,7 @@ class Result:
     chi2: Tensor
     stats: dict[str, float]
     record: dict[str, Any] = field(default_factory=dict)
+    doubts: tuple[tuple[str, ...], ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -101,6 +104,7 @@ class Result:
                 "status": [[status.name for status in row] for row in self.status],
                 "stats": self.stats,
                 "record": self.record,
+                "doubts": self.doubts,
             }
             (work / "result.json").write_text(json.dumps(text, indent=2) + "\n")
             mean, std = self.mean, self.std
@@ -122,7 +126,8 @@ class Result:
         tensors = load_file(Path(folder) / "result.safetensors")
         text = json.loads((Path(folder) / "result.json").read_text())
         status = tuple(tuple(Status[name] for name in row) for row in text["status"])
-        return cls(tensors["samples"], status, tensors["chi2"], text["stats"], text["record"])
+        doubts = tuple(map(tuple, text.get("doubts", ())))
+        return cls(tensors["samples"], status, tensors["chi2"], text["stats"], text["record"], doubts)
 
     def plot(self, y: Tensor | None = None, truth: Tensor | None = None) -> Figure:
         """A figure with one row per measurement: data, sample, mean, standard deviation (and the truth if given)."""

@@ -117,7 +117,9 @@ def load_prior(
     if name in PRIORS:
         if prompts is not None and prompts != Prompts(device=prompts.device, cache=prompts.cache):
             raise ValueError(f"The prior {name} takes no prompt and no guidance; leave them out.")
-        return PRIORS[name](dtype).to(device)
+        prior = PRIORS[name](dtype).to(device)
+        prior.name = name
+        return prior
     if name and Path(name).is_dir():
         return load_folder(name, dtype, prompts=prompts, memory=memory, device=device)
     if name not in load_cards():

@@ -34,6 +34,7 @@ class Prior(nn.Module, abc.ABC):
     channels: int | None = None  # image channels it knows; None: any
     calls_per_predict: int = 1  # network calls behind one prediction
     memory_mode: str = "fast"  # of `memory.py`, in which it was loaded
+    name: str = ""  # in PRIORS, of a bundled one
     calibration: Tensor | None = None  # squared velocity error per element at uniform flow times from 1 to 0
 
     @abc.abstractmethod
@@ -110,6 +111,7 @@ class Wrapper(Prior, abc.ABC):
         super().__init__()
         self.prior, self.schedule, self.channels = prior, prior.schedule, prior.channels
         self.calls_per_predict, self.calibration = prior.calls_per_predict, prior.calibration
+        self.name = prior.name
 
     @abc.abstractmethod
     def around(self, prior: Prior) -> Wrapper:
