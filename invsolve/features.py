@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .metrics import lpips_network
+from .priors.encoders import load_transformer
+from .priors.files import read_json, refuse_code
 
 __all__ = ["FEATURES", "Features", "check_features", "load_features"]
 
@@ -20,6 +23,7 @@ Features = Callable[[Tensor], Tensor]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pictures in [0, 1]; what the DINO networks were trained with
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LPIPS_SIDE = 31  # pixels: below, the last layers of AlexNet have nothing left to see
+INDEX = "model.safetensors.index.json"  # of weights in several files
 DINO_CLASSES = {  # model_type of config.json -> class in transformers: a closed list, no code is taken from a model
     "vit": "ViTModel",
     "dinov2": "Dinov2Model",
@@ -103,23 +107,41 @@ def _dino(source: str | None) -> Features:
 
 
 def _vision_transformer(source: str) -> Any:
-    """The network of a folder or hub id."""
-    import transformers
-
+    """The network of a folder or hub id: of its numbers and its safetensors; code and names of classes are not read."""
+    folder = Path(source)
     try:
-        config, _ = transformers.PretrainedConfig.get_config_dict(source)
-        kind = config.get("model_type")
-        if kind not in DINO_CLASSES:
-            raise ValueError(
-                f"{source} holds a {kind!r}; features='dino' takes the vision transformers {', '.join(DINO_CLASSES)}."
-            )
-        network: nn.Module = getattr(transformers, DINO_CLASSES[kind]).from_pretrained(source, dtype=torch.float32)
+        if not folder.is_dir():
+            folder = _downloaded(source)
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError("config.json is missing")
     except OSError as error:
         raise FileNotFoundError(
             f"The network {source!r} is neither a folder with config.json and weights nor a model that could be "
             "downloaded; give a folder written by save_pretrained, or choose other features, for example 'latent'."
         ) from error
+    kind = read_json(folder / "config.json", folder).get("model_type")
+    if kind not in DINO_CLASSES:
+        raise ValueError(
+            f"{source} holds a {kind!r}; features='dino' takes the vision transformers {', '.join(DINO_CLASSES)}."
+        )
+    refuse_code(folder)
+    network: nn.Module = load_transformer(DINO_CLASSES[kind], folder, torch.float32)
     return network.eval().requires_grad_(False)
+
+
+def _downloaded(source: str) -> Path:
+    """The folder of a model of the hub: its config and its safetensors.
+
+    Raises:
+        OSError: it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["config.json", "model*.safetensors", INDEX]))
+    except HFValidationError as error:  # no name of a model
+        raise FileNotFoundError(str(error)) from error
 
 
 def _colour(x: Tensor) -> Tensor:

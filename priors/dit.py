@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .backbones import FREQUENCY_SHIFT, SIT
 from .checkpoints import check_tensors, new_folder, read_checkpoint, require_empty
-from .files import quiet_diffusers, read_json
+from .files import quiet_diffusers, read_json, refuse_code
 from .folder import load_network
 from .latent import LatentPrior
 
@@ -223,6 +223,7 @@ def _autoencoder(folder: Path) -> Any:
     advice = "give the folder of an AutoencoderKL such as stabilityai/sd-vae-ft-ema."
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not the folder of an autoencoder: it has no config.json; {advice}")
+    refuse_code(folder)
     name = read_json(folder / "config.json", folder).get("_class_name")
     if name != "AutoencoderKL":
         raise ValueError(f"{folder} holds a {name!r} where an autoencoder is expected; {advice}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,9 +15,21 @@ from typing import Any
 
 import torch
 
-__all__ = ["CANNOT_HELP", "check_shards", "quiet_diffusers", "read_json", "read_number", "short", "weights_variant"]
+__all__ = [
+    "CANNOT_HELP",
+    "check_weights",
+    "quiet_diffusers",
+    "read_json",
+    "read_number",
+    "refuse_code",
+    "short",
+    "weight_files",
+    "weights_variant",
+]
 
 CANNOT_HELP = (MemoryError, torch.OutOfMemoryError, ImportError)  # errors that another copy of the files would not mend
+CODE = (".py", ".pyc", ".pyo", ".pyw", ".pyd", ".so", ".dll", ".dylib")  # what Python can import
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # weights that can hold code
 
 
 def read_json(path: Path, folder: Path) -> dict[str, Any]:
@@ -59,12 +72,40 @@ def read_number(config: Mapping[str, Any], name: str, default: float, *, positiv
     return float(value)
 
 
-def check_shards(folder: Path) -> None:
-    """Refuse an index of weights in several files that names anything but safetensors beside it.
+def refuse_code(folder: Path) -> None:
+    """Refuse a model folder that holds code at any depth, also behind links to folders.
 
     Raises:
-        ValueError: it does, or is damaged.
+        ValueError: it does.
     """
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()  # links that lead in a circle
+        seen.add(real)
+        for name in sorted((*names, *folders)):
+            if name.lower().endswith(CODE):
+                raise ValueError(
+                    f"{folder} holds code ({_within(Path(place, name), folder)}), and a model needs none here; remove "
+                    "the code from the folder, or download the prior again without it."
+                )
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse weights that are not safetensors, and an index of several files that names anything else.
+
+    Arguments:
+        folder: of one part of a prior, with its config.json and its weights.
+
+    Raises:
+        ValueError: they are not, or the index is damaged.
+    """
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in PICKLES)
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} has its weights in {pickles[0]}, which can hold code, and not as safetensors; convert the whole "
+            "prior with `invsolve prior convert FOLDER -o OUT`, or download its safetensors."
+        )
     for index in folder.glob("*.index*.json"):
         names = read_json(index, folder).get("weight_map")
         plain = isinstance(names, dict) and all(
@@ -75,6 +116,22 @@ def check_shards(folder: Path) -> None:
             raise ValueError(
                 f"{index} names files that are not safetensors beside it; save or download the prior again."
             )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model that transformers saved.
+
+    Raises:
+        ValueError: there are none, or other files stand for them.
+    """
+    check_weights(folder)
+    infix = "" if weights_variant(folder) is None else f".{weights_variant(folder)}"
+    whole, index = folder / f"model{infix}.safetensors", folder / f"model.safetensors.index{infix}.json"
+    if index.is_file() and not whole.is_file():
+        return sorted({folder / name for name in read_json(index, folder)["weight_map"].values()})
+    if not whole.is_file():
+        raise ValueError(f"{folder} has no {whole.name}; save or download the prior again.")
+    return [whole]
 
 
 def short(error: Exception, folder: Path) -> str:

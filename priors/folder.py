@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .backbones import Backbone, find_backbone, trained_size
 from .base import Prior
-from .files import CANNOT_HELP, check_shards, quiet_diffusers, read_json, read_number, short, weights_variant
+from .files import CANNOT_HELP, check_weights, quiet_diffusers, read_json, read_number, refuse_code, short, weights_variant
 from .latent import AUTOENCODERS, LatentPrior
 from .memory import Memory, plan_memory, stored_parameters
 from .predictor import NetworkPrior, Parameterisation
@@ -49,7 +49,8 @@ def load_folder(
     A pipeline has the network in unet/ or transformer/, scheduler/scheduler_config.json, and vae/ if it is a latent
     model; a single model has config.json, its weights and scheduler_config.json side by side.  Text encoders are read
     only for prompts that are not in the cache, and freed before the network is loaded.  Pictures larger than those of
-    the training are predicted in overlapping windows, where the config says that size.
+    the training are predicted in overlapping windows, where the config says that size.  Every part is of a class on
+    our own lists, of the scheduler only the numbers are read, and no code of the folder is run.
 
     Arguments:
         folder: as `save_pretrained` wrote it; weights as safetensors.
@@ -60,12 +61,14 @@ def load_folder(
         device: where to compute; the CPU if not given.
 
     Raises:
-        ValueError: the folder lacks a part, a part is damaged or not known, or parts do not fit each other.
+        ValueError: the folder lacks a part or holds code, a part is damaged or not known, or parts do not fit each
+            other.
     """
     folder = Path(folder)
     scheduler = read_json(_first_of(folder, "scheduler/scheduler_config.json", "scheduler_config.json"), folder)
     part = _first_of(folder, "unet/config.json", "transformer/config.json", "config.json").parent
     config = read_json(part / "config.json", folder)
+    refuse_code(folder)
     schedule, parameterisation = path_of(scheduler)
     kind, backbone_kind = find_backbone(config)
     prompts = prompts or Prompts()
@@ -132,11 +135,16 @@ def load_network(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, pl
         plan: of how many bits the weights are, and where.
 
     Raises:
-        ValueError: if the weights are missing, damaged or those of another network.
+        ValueError: if the weights are missing, damaged, not safetensors, of few bits or those of another network.
     """
+    if read_json(folder / "config.json", folder).get("quantization_config") is not None:
+        raise ValueError(
+            f"The weights in {folder} are quantised by another library; take the unquantised ones, and --memory low "
+            "for few bits."
+        )
     quantisation = None if plan is None else plan.quantisation()
     where = None if plan is None or quantisation is None else {"": plan.device}
-    check_shards(folder)
+    check_weights(folder)
     try:
         with quiet_diffusers():
             network, loading = kind.from_pretrained(
@@ -165,6 +173,8 @@ def _load_autoencoder(folder: Path, given: str | Path | None, kind: type[Backbon
     import diffusers
 
     part = folder / "vae" if given is None else Path(given)
+    if given is not None:
+        refuse_code(part)
     if given is None and not part.is_dir() and not kind.latent:
         return None
     config = read_json(part / "config.json", folder)

@@ -19,15 +19,14 @@ import torch
 from torch import Tensor
 
 from .backbones import Backbone, Condition
-from .files import CANNOT_HELP, check_shards, quiet_diffusers, read_json, short, weights_variant
+from .encoders import check_parts, load_encoders
+from .files import CANNOT_HELP, short
 from .memory import SHARE, free_memory, stored_parameters
 from .prompts import Prompts
 
 __all__ = ["cache_folder", "encode_texts", "has_encoders"]
 
 LOG = logging.getLogger("invsolve")
-NOT_TEXT = ("transformer", "unet", "vae", "safety_checker", "feature_extractor", "image_encoder", "controlnet")
-TEXT_CLASSES = ("CLIP", "T5", "Gemma")
 EDGE = 1 << 16  # bytes at both ends of a weights file that, with its size, tell it from others
 
 
@@ -59,7 +58,7 @@ def encode_texts(
         raise ValueError(
             f"{folder} has no text encoder, so it takes no prompt; leave the prompt out, or download it whole."
         )
-    _check_parts(folder)
+    check_parts(folder, kind.pipeline)
     identity = _identity(folder, kind.pipeline, dtype)
     cache = (prompts.cache or cache_folder()) / "prompts"
     paths = {
@@ -98,28 +97,6 @@ def _identity(folder: Path, pipeline: str, dtype: torch.dtype) -> str:
     return digest.hexdigest()
 
 
-def _check_parts(folder: Path) -> None:
-    """Refuse text encoders without their tokenizer, and parts of other libraries or kinds.
-
-    Raises:
-        ValueError: there is such a one.
-    """
-    index = read_json(folder / "model_index.json", folder)
-    for path in sorted(path for path in folder.glob("text_encoder*") if path.is_dir()):
-        tokenizer = path.name.replace("text_encoder", "tokenizer")
-        if path.name in index and not any((folder / tokenizer).glob("*")):
-            raise ValueError(f"{folder} has {path.name} without {tokenizer}; download the prior again.")
-        check_shards(path)
-    for name, part in index.items():
-        if name.startswith(("text_encoder", "tokenizer")) and part != [None, None]:
-            known = isinstance(part, list) and len(part) == 2 and part[0] == "transformers"
-            if not (known and isinstance(part[1], str) and part[1].startswith(TEXT_CLASSES)):
-                raise ValueError(
-                    f"model_index.json in {folder} has {part!r} for {name}; known are classes of transformers "
-                    f"that begin with {', '.join(TEXT_CLASSES)}."
-                )
-
-
 def _encode(
     folder: Path, kind: type[Backbone], texts: list[str], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Condition]:
@@ -128,7 +105,7 @@ def _encode(
     if device.type != "cpu" and numbers * dtype.itemsize > SHARE * free_memory(device):
         LOG.info("The text encoders do not fit on the device; the prompt is encoded on the CPU.")
         device = torch.device("cpu")
-    pipeline = _load_encoders(folder, kind.pipeline, dtype).to(device)
+    pipeline = load_encoders(folder, kind.pipeline, dtype).to(device)
     encoded = {text: _embeddings(pipeline, kind, text, folder, device) for text in texts}
     del pipeline
     gc.collect()
@@ -160,26 +137,6 @@ def _embeddings(pipeline: Any, kind: type[Backbone], text: str, folder: Path, de
 
 def _finite(condition: Condition) -> bool:
     return all(bool(value.isfinite().all()) for value in condition.values())
-
-
-def _load_encoders(folder: Path, name: str, dtype: torch.dtype) -> Any:
-    """The pipeline of that class without its network and autoencoder."""
-    import diffusers
-
-    index = read_json(folder / "model_index.json", folder)
-    try:
-        with quiet_diffusers():
-            return getattr(diffusers, name).from_pretrained(
-                str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True,
-                variant=weights_variant(folder / "text_encoder"), **{part: None for part in NOT_TEXT if part in index},
-            )  # fmt: skip
-    except CANNOT_HELP:
-        raise
-    except Exception as error:  # of diffusers, transformers and safetensors
-        raise ValueError(
-            f"The text encoders in {folder} cannot be read by {name} ({short(error, folder)}); save or download the "
-            "prior again."
-        ) from error
 
 
 def _of_sd(pipeline: Any, text: str, device: torch.device) -> dict[str, Tensor]:

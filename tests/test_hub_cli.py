@@ -375,7 +375,7 @@ def test_bad_prompt_files_are_one_sentence(text, words, monkeypatch, folder):
     if text is not None:
         path = folder / "work" / "prompts.txt"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    monkeypatch.setattr(text_module, "_load_encoders", None)  # nothing is loaded before
+    monkeypatch.setattr(text_module, "load_encoders", None)  # nothing is loaded before
     run, prompts = restored_with(monkeypatch, folder, "a.png", "b.png", "--prompts", "prompts.txt")
     assert run.exit_code == 2 and words in " ".join(run.output.split()) and prompts == {}
 

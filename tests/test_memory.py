@@ -157,7 +157,7 @@ def test_text_encoders_that_do_not_fit_compute_on_the_cpu(folder, monkeypatch, t
         def encode_prompt(self, *_, **__):
             return torch.ones(1, 4, 32), None, torch.ones(1, 32), None
 
-    monkeypatch.setattr("invsolve.priors.text._load_encoders", lambda *_: Encoders())
+    monkeypatch.setattr("invsolve.priors.text.load_encoders", lambda *_: Encoders())
     for free, kind in ((10**4, "cpu"), (10**9, "meta")):
         monkeypatch.setattr("invsolve.priors.text.free_memory", lambda _, free=free: free)
         prompts = Prompts(texts=("a",), device=torch.device("meta"), cache=tmp_path / kind)
