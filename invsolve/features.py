@@ -120,7 +120,7 @@ def _vision_transformer(source: str) -> Any:
             "downloaded; give a folder written by save_pretrained, or choose other features, for example 'latent'."
         ) from error
     kind = read_json(folder / "config.json", folder).get("model_type")
-    if kind not in DINO_CLASSES:
+    if not isinstance(kind, str) or kind not in DINO_CLASSES:
         raise ValueError(
             f"{source} holds a {kind!r}; features='dino' takes the vision transformers {', '.join(DINO_CLASSES)}."
         )

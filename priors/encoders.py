@@ -79,7 +79,10 @@ ALSO = {  # other names in a model_index.json of what is loaded by the class
     **{name: (f"{name}Fast",) for name in ("CLIPTokenizer", "T5Tokenizer", "GemmaTokenizer")},
 }
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json", "added_tokens.json", "spiece.model", "tokenizer.model")
-TOKENS = (*(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")), "additional_special_tokens")
+TOKENS = (
+    *(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")),
+    *("additional_special_tokens", "extra_special_tokens"),
+)
 TOKENIZER = (
     *TOKENS,
     *("added_tokens_decoder", "model_max_length", "padding_side", "truncation_side", "add_prefix_space", "errors"),
@@ -218,6 +221,8 @@ def load_tokenizer(name: str, folder: Path) -> Any:
 def _fields(folder: Path, file: str, known: tuple[str, ...]) -> Mapping[str, Any]:
     """The known fields of a JSON file, which may be missing."""
     content = read_json(folder / file, folder) if (folder / file).is_file() else {}
+    if isinstance(content.get("extra_special_tokens"), dict):
+        del content["extra_special_tokens"]  # names of attributes, and tokens of other models
     return {field: content[field] for field in known if field in content}
 
 

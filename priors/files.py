@@ -29,7 +29,7 @@ __all__ = [
 
 CANNOT_HELP = (MemoryError, torch.OutOfMemoryError, ImportError)  # errors that another copy of the files would not mend
 CODE = (".py", ".pyc", ".pyo", ".pyw", ".pyd", ".so", ".dll", ".dylib")  # what Python can import
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # weights that can hold code
+UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # weights that can hold code
 
 
 def read_json(path: Path, folder: Path) -> dict[str, Any]:
@@ -100,10 +100,10 @@ def check_weights(folder: Path) -> None:
     Raises:
         ValueError: they are not, or the index is damaged.
     """
-    pickles = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in PICKLES)
-    if pickles and not any(folder.glob("*.safetensors")):
+    others = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in UNSAFE)
+    if others and not any(folder.glob("*.safetensors")):
         raise ValueError(
-            f"{folder} has its weights in {pickles[0]}, which can hold code, and not as safetensors; convert the whole "
+            f"{folder} has its weights in {others[0]}, which can hold code, and not as safetensors; convert the whole "
             "prior with `invsolve prior convert FOLDER -o OUT`, or download its safetensors."
         )
     for index in folder.glob("*.index*.json"):

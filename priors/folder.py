@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from .backbones import Backbone, find_backbone, trained_size
 from .base import Prior
-from .files import CANNOT_HELP, check_weights, quiet_diffusers, read_json, read_number, refuse_code, short, weights_variant
+from .files import (
+    CANNOT_HELP,
+    check_weights,
+    quiet_diffusers,
+    read_json,
+    read_number,
+    refuse_code,
+    short,
+    weights_variant,
+)
 from .latent import AUTOENCODERS, LatentPrior
 from .memory import Memory, plan_memory, stored_parameters
 from .predictor import NetworkPrior, Parameterisation

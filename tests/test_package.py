@@ -9,6 +9,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from invsolve.solvers import SOLVERS
 
@@ -119,6 +121,18 @@ def test_packages_and_data_are_listed():
     }
     assert set(config["packages"]) == folders | {"invsolve.operators", "invsolve.priors"}
     assert config["package-dir"]["invsolve.operators"] == "operators"
+
+
+def test_the_floors_are_the_oldest_versions_that_were_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [Requirement(text) for text in (*project["dependencies"], *extras["validate"], *extras["test"])]
+    floors = {r.name: str(r.specifier) for r in wanted if r.name not in ("ruff", "mypy", "types-PyYAML")}
+    lines = [line for line in (ROOT / "tests" / "oldest.txt").read_text().splitlines() if not line.startswith("#")]
+    oldest = dict(line.split("==") for line in lines)
+    assert len(lines) == len(oldest) and set(oldest) == set(floors)
+    for name, floor in floors.items():
+        assert floor.startswith(">=") and Version(floor.removeprefix(">=")) == Version(oldest[name]), name
 
 
 @pytest.mark.parametrize(("prior", "parts"), [("natural", ["unet"]), ("natural-latent", ["unet", "vae"])])
