@@ -45,9 +45,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
-from invsolve.priors.backbones import Backbone, find_backbone
+from invsolve.priors.backbones import BACKBONES, Backbone, find_backbone
+from invsolve.priors.encoders import TRANSFORMERS
 from invsolve.priors.hub import Card, load_cards
-from invsolve.priors.latent import LatentPrior
+from invsolve.priors.latent import AUTOENCODERS, LatentPrior
 from invsolve.priors.tiles import tiled
 
 CONFIGS = yaml.safe_load((Path(__file__).parent / "hub_configs.yaml").read_text())
@@ -91,7 +92,9 @@ def peak(run: Callable[[], Any]) -> int:
 
 
 def build(library: Any, config: dict[str, Any]) -> Any:
-    """A model of diffusers or transformers on the meta device."""
+    """A model of diffusers or transformers on the meta device, of a class that invsolve loads."""
+    if config["_class_name"] not in (*BACKBONES, *AUTOENCODERS, *TRANSFORMERS):
+        raise ValueError(f"invsolve loads no {config['_class_name']!r}; correct hub_configs.yaml.")
     kind, fields = getattr(library, config["_class_name"]), {k: v for k, v in config.items() if k != "_class_name"}
     with META:
         return (kind(kind.config_class(**fields)) if library is transformers else kind(**fields)).requires_grad_(False)

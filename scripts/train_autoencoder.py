@@ -44,7 +44,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     torch.manual_seed(args.seed)
     if args.start:
-        autoencoder = AutoencoderKL.from_pretrained(args.start, low_cpu_mem_usage=False)
+        autoencoder = AutoencoderKL.from_pretrained(args.start, low_cpu_mem_usage=False, use_safetensors=True)
     else:
         autoencoder = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * len(WIDTHS),

@@ -32,7 +32,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     torch.manual_seed(args.seed)
-    autoencoder = AutoencoderKL.from_pretrained(args.out / "vae", low_cpu_mem_usage=False)
+    autoencoder = AutoencoderKL.from_pretrained(args.out / "vae", low_cpu_mem_usage=False, use_safetensors=True)
     coder = LatentPrior(autoencoder, GaussianPrior(PowerLaw()))  # for its `encode`
     network = build(parser, args, channels=autoencoder.config.latent_channels, patch=1, data_std=1.0)
     crops = Crops(args.data, args.crop, args.seed)

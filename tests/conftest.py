@@ -11,7 +11,8 @@ from script_runs import SCRIPTS
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded, and for the commands that tests start
 
-from traps import trap  # noqa: E402, F401 the fixture, which loads torch
+from traps import trap  # noqa: F401 the fixture, which loads torch
+
 
 @pytest.fixture
 def scripts(monkeypatch):

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -202,13 +200,9 @@ YAML = (
 
 
 @pytest.mark.parametrize("text", YAML)
-def test_recipes_name_no_code(text, tmp_path, trap, monkeypatch):
-    folder = str(Path(__file__).parent.parent / "scripts")
-    monkeypatch.syspath_prepend(folder)
+def test_recipes_name_no_code(text, tmp_path, trap, scripts):
     from recipe import load_recipe
 
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ValueError, match="is not a recipe"):
         load_recipe(tmp_path / "a.yaml")
-    for name in [n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(folder)]:
-        del sys.modules[name]
