@@ -18,7 +18,7 @@ from invsolve.metrics import LPIPS_TRUNK, lpips_network
 from invsolve.priors import BUNDLED, load_prior
 from invsolve.priors.checkpoints import read_checkpoint
 from invsolve.priors.convert import convert_folder
-from invsolve.record import is_done, read_record, stale_outputs
+from invsolve.record import is_done, read_record
 from invsolve.result import Result
 from invsolve.solvers._fitted import load_fitted
 from invsolve.spec import parse_spec
@@ -155,15 +155,19 @@ def test_results_are_tensors(tmp_path, trap):
         Result.load(tmp_path)
 
 
-RECORDS = ({"tool": CALL}, {"outputs": ["../evil.py", "/etc/passwd", "..", ["evil"], 3]}, {"outputs": CALL, "key": "k"})
+RECORDS = (
+    {"tool": CALL, "key": "k", "outputs": CALL},
+    {"key": "k", "outputs": {"../evil.py": "0" * 64, "/etc/passwd": "0" * 64}},
+    {"key": "k", "outputs": ["../evil.py", ["evil"], 3]},
+)
 
 
 @pytest.mark.parametrize("record", RECORDS)
-def test_records_name_nothing_outside_their_folder(record, tmp_path, trap):
+def test_what_a_record_names_is_neither_run_nor_opened(record, tmp_path, trap):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(record))
     assert read_record(path) == record
-    assert stale_outputs(path, []) == [] and not is_done(path, "k")
+    assert not is_done(path, "k", [tmp_path / "a.png"])
     path.write_text("!!python/object/apply:os.system ['touch ../mark']")
     assert read_record(path) == {}
 
