@@ -78,7 +78,7 @@ def refuse_code(folder: Path) -> None:
     Raises:
         ValueError: it does.
     """
-    seen = set()
+    seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:
             folders.clear()  # links that lead in a circle
