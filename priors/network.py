@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,6 +50,25 @@ class ResidualBlocks(nn.ModuleList):
         return h
 
 
+class SelfAttention(nn.Module):
+    """x + W attention(x) over all positions, without norms but for queries and keys; zero at initialisation."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Conv2d(width, 3 * width, 1, bias=False)
+        self.out = nn.Conv2d(width, width, 1, bias=False)
+        self.sharpness = nn.Parameter(torch.full((heads, 1, 1), 4.0))  # of queries and keys of length 1
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, height, width = x.shape
+        q, k, v = self.qkv(x).reshape(b, 3, self.heads, -1, height * width).transpose(-1, -2).unbind(1)
+        q = F.normalize(q, dim=-1) * self.sharpness
+        attended = F.scaled_dot_product_attention(q, F.normalize(k, dim=-1), v, scale=1.0)
+        return x + self.out(attended.transpose(-1, -2).reshape(b, -1, height, width))
+
+
 class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name config_name, differently
     """v(x_t, t) of a rectified flow on pixels, x_t = (1 - t) x_0 + t eps, in the manner of DRUNet and EDM.
 
@@ -63,6 +83,10 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name c
         patch: side of the pixel patches that the first level sees as channels.
         data_std: d, in [-1, 1] units.
         embedding: width of the noise-level embedding.
+        attention_heads: of the self-attention after every block of the bottom; 0 for none.
+
+    Raises:
+        ValueError: the width of the bottom is not a multiple of the heads.
     """
 
     _supports_gradient_checkpointing = True
@@ -76,6 +100,7 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name c
         patch: int = 2,
         data_std: float = 0.5,  # noqa: ARG002 - kept in the config
         embedding: int = 64,
+        attention_heads: int = 0,
     ) -> None:
         super().__init__()
         size = channels * patch**2
@@ -92,6 +117,11 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name c
             self.up.append(nn.ConvTranspose2d(wider, width, 2, stride=2))
             self.decoder.append(ResidualBlocks(n, width, embedding))
         self.middle = ResidualBlocks(blocks[-1], widths[-1], embedding)
+        self.attention = nn.ModuleList()
+        if attention_heads:
+            if widths[-1] % attention_heads:
+                raise ValueError(f"attention_heads must divide the last width, {widths[-1]}, got {attention_heads}.")
+            self.attention.extend(SelfAttention(widths[-1], attention_heads) for _ in self.middle)
         self.conv_out = nn.Conv2d(widths[0], size, 3, padding=1)
         # F amplifies the noise of its input by up to d / sigma, which shifts and rectifiers alone do not do exactly.
         self.skip_gain = nn.Linear(embedding, widths[0])
@@ -115,13 +145,21 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name c
             h = self._run(blocks, h, embedding)
             skips.append(h)
             h = down(h)
-        h = self._run(self.middle, h, embedding)
+        h = self._run(self._bottom, h, embedding)
         for blocks, up in zip(reversed(self.decoder), reversed(self.up), strict=True):
             h = self._run(blocks, up(h) + skips.pop(), embedding)
         h = torch.addcmul(h, first, 1 + self.skip_gain(embedding)[:, :, None, None])
         return F.pixel_shuffle(self.conv_out(h), self.config["patch"])
 
-    def _run(self, blocks: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+    def _bottom(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """The blocks of the last level, each followed by its self-attention where the network has it."""
+        if not self.attention:
+            return self.middle(h, embedding)
+        for block, attention in zip(self.middle, self.attention, strict=True):
+            h = attention(block(h, embedding))
+        return h
+
+    def _run(self, blocks: Callable[[Tensor, Tensor], Tensor], h: Tensor, embedding: Tensor) -> Tensor:
         """The blocks of one level; where gradients are checkpointed only h is stored."""
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             checkpoint: Any = self._gradient_checkpointing_func  # None, says diffusers, until it is switched on

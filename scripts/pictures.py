@@ -3,10 +3,12 @@
     from pictures import held_out, tuning
 
 Results are reported on `held_out`; hyperparameters are chosen on `tuning`.  The two share no picture, and the bundled
-prior has seen neither.
+prior has seen neither.  `validation` chooses among networks in training, which have not seen it either.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,10 +17,11 @@ from torch import Tensor
 
 from invsolve.images import to_tensor
 
-__all__ = ["HELD_OUT", "SIZE", "TUNING", "held_out", "pictures", "tuning"]
+__all__ = ["HELD_OUT", "SIZE", "TUNING", "held_out", "pictures", "tuning", "validation"]
 
 SIZE = 256
 HELD_OUT = ("astronaut", "chelsea", "coffee", "rocket")  # scikit-image
+VALIDATION_SIDES = (288, 480)  # short sides of every second photograph each: dense ones, and sharp ones
 TUNING = ("china.jpg", "flower.jpg", "camera", "coins")  # two of scikit-learn, two grey ones of scikit-image
 
 
@@ -41,6 +44,26 @@ def tuning(size: int = SIZE) -> Tensor:
 
     arrays = [load_sample_image(name) if "." in name else _scikit_image(name) for name in TUNING]
     return _stack(arrays, size)
+
+
+def validation(folder: Path) -> Tensor:
+    """The middle of every validation photograph of make_training_set.py, reduced, (B, 3, SIZE, SIZE) in [-1, 1].
+
+    Raises:
+        FileNotFoundError: the folder has none.
+    """
+    files = sorted((folder / "validation").iterdir()) if (folder / "validation").is_dir() else []
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no validation/*; make it with scripts/make_training_set.py.")
+    crops = []
+    for i, file in enumerate(files):
+        photo = Image.open(file).convert("RGB")
+        scale = VALIDATION_SIDES[i % 2] / min(photo.size)
+        width, height = (round(n * scale) for n in photo.size)
+        left, top = (width - SIZE) // 2, (height - SIZE) // 2
+        small = photo.resize((width, height), Image.Resampling.LANCZOS)
+        crops.append(to_tensor(small.crop((left, top, left + SIZE, top + SIZE))))
+    return torch.cat(crops)
 
 
 def pictures(name: str, size: int = SIZE) -> Tensor:

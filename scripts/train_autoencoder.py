@@ -1,4 +1,4 @@
-"""Train the autoencoder of the bundled latent prior on a CPU: a small diffusers AutoencoderKL.
+"""Train the autoencoder of the bundled latent prior: a small diffusers AutoencoderKL.
 
     python scripts/make_training_set.py --out training-set
     python scripts/train_autoencoder.py --data training-set --out natural-latent/vae --minutes 60
@@ -13,9 +13,10 @@ import argparse
 from pathlib import Path
 
 import torch
+from crops import Crops
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from training import Crops, add_arguments, ahead, train
+from training import add_arguments, autocast, train
 
 from invsolve.metrics import lpips_network
 
@@ -27,11 +28,11 @@ KL_WEIGHT = 1e-6  # per latent entry, summed
 
 def loss_of(autoencoder: AutoencoderKL, x: Tensor) -> Tensor:
     """L1 + LPIPS + KL of a batch (B, 3, H, W) in [-1, 1]."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(x.device):
         posterior = autoencoder.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
         z = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
         restored = autoencoder.decode(z).sample
-        perceptual = lpips_network()(restored, x)
+        perceptual = lpips_network().to(x.device)(restored, x)
     distance = (restored.float() - x).abs().mean()
     return distance + LPIPS_WEIGHT * perceptual.float().mean() + KL_WEIGHT * posterior.kl().float().sum() / len(x)
 
@@ -55,10 +56,9 @@ def main() -> None:
             norm_num_groups=8,
             mid_block_add_attention=False,
         )
-    autoencoder = autoencoder.to(memory_format=torch.channels_last).train()
-    crops = Crops(args.data, args.crop, args.seed)
-    draw = ahead(lambda: crops.batch(args.batch))
-    some = crops.batch(64)
+    autoencoder = autoencoder.to(args.device, memory_format=torch.channels_last).train()
+    crops = Crops(args.data, args.device)
+    some = crops.batch(64, args.crop)
 
     @torch.no_grad()
     def save(average: nn.Module, folder: Path) -> None:
@@ -71,7 +71,7 @@ def main() -> None:
     def is_inner(_: str, parameter: nn.Parameter) -> bool:
         return parameter.ndim == 4 and min(parameter.shape[:2]) >= WIDTHS[0]
 
-    train(autoencoder, is_inner, lambda: loss_of(autoencoder, draw()), save, args, 0.05)
+    train(autoencoder, is_inner, lambda: loss_of(autoencoder, crops.batch(args.batch, args.crop)), save, args, 0.05)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train the bundled prior `natural-latent` on a CPU: a rectified flow in the latents of its autoencoder.
+"""Train the bundled prior `natural-latent`: a rectified flow in the latents of its autoencoder.
 
     python scripts/make_training_set.py --out training-set
     python scripts/train_autoencoder.py --data training-set --out natural-latent/vae
@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 
 import torch
+from crops import Crops
 from diffusers import AutoencoderKL
 from torch import Tensor
-from train_natural import build, flow_loss, is_inner, save
-from training import Crops, add_arguments, ahead, train
+from train_natural import build, errors, flow_loss, is_inner, save
+from training import add_arguments, autocast, train
 
 from invsolve.priors import GaussianPrior, LatentPrior, PowerLaw
 
@@ -33,19 +34,18 @@ def main() -> None:
     torch.set_flush_denormal(True)
     torch.manual_seed(args.seed)
     autoencoder = AutoencoderKL.from_pretrained(args.out / "vae", low_cpu_mem_usage=False, use_safetensors=True)
-    coder = LatentPrior(autoencoder, GaussianPrior(PowerLaw()))  # for its `encode`
-    network = build(parser, args, channels=autoencoder.config.latent_channels, patch=1, data_std=1.0)
-    crops = Crops(args.data, args.crop, args.seed)
+    coder = LatentPrior(autoencoder.to(args.device), GaussianPrior(PowerLaw()))  # for its `encode`
+    network = build(args, channels=autoencoder.config.latent_channels, patch=1, data_std=1.0)
+    crops = Crops(args.data, args.device)
     residual = torch.compile(network.residual, dynamic=False)
 
     @torch.no_grad()
     def latents() -> Tensor:
         """Shifted and scaled E(x) of a batch of crops."""
-        with torch.autocast("cpu", torch.bfloat16):
-            return coder.encode(crops.batch(args.batch).contiguous(memory_format=torch.channels_last))
+        with autocast(args.device):
+            return coder.encode(crops.batch(args.batch, args.crop).contiguous(memory_format=torch.channels_last))
 
-    draw = ahead(latents)
-    train(network, is_inner, lambda: flow_loss(residual, draw(), 1.0, *args.log_sigma), save, args, 0.2)
+    train(network, is_inner, lambda: flow_loss(errors(residual, latents(), 1.0, *args.log_sigma)), save, args, 0.2)
 
 
 if __name__ == "__main__":

@@ -1,159 +1,103 @@
-"""What the training scripts of the bundled priors share: crops of the pictures, Muon, a loop that can be resumed."""
+"""What the training scripts of the bundled priors share: their options, the optimisers, and a loop that can be resumed.
+
+The schedule counts the processor's time and not the clock's: a training that is paused (`kill -STOP`, `kill -CONT`) or
+runs beside others loses nothing.  The rates are constant up to `--decay-from` and fall linearly from there to zero at
+`--minutes`.  Without an end (`--minutes inf`) they stay constant, and the average of the weights is saved all the
+time: it is useful at every moment, and a decay can begin at any of them.  Stop the training, copy OUT.state to
+NEW.state, and continue with `--out NEW --resume --decay-from M --minutes N`, M the minutes of the last line of the log.
+"""
 
 from __future__ import annotations
 
 import argparse
 import copy
-import queue
-import threading
+import math
+import signal
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from muon import Muon
 from torch import Tensor, nn
 
-__all__ = ["Crops", "Muon", "add_arguments", "ahead", "orthogonalise", "train"]
+__all__ = ["Clock", "add_arguments", "autocast", "decay", "train"]
 
-SHORT_SIDES = (200, 280, 400, 560, 800, 1100)  # every photograph at these sizes,
-SHARP = 0.75  # but at most this share of its own: reduced pictures have no blur and no JPEG blocks
-STAMP_SIZE = 160
 WARM_UP = 100  # steps
-SPIKE = 10.0  # a batch whose loss exceeds the recent median by this factor is left out
+SPIKE = 12.0  # a batch whose loss exceeds the recent median by so many median deviations is left out
+RECENT = 100  # steps
 AVERAGE = 0.999  # of the exponential moving average of the weights
-SAVE_EVERY = 300.0  # seconds
+SAVE_EVERY = 300.0  # seconds of the wall clock
+REPORT_EVERY = 60.0  # minutes of computing
 
 
-class Crops:
-    """Random crops of the training pictures as batches (B, 3, side, side) in [-1, 1]."""
+class Clock:
+    """Minutes of computing: on the CPU the process's own time over its threads, elsewhere the wall clock's.
 
-    def __init__(self, folder: Path, side: int, seed: int) -> None:
-        Image.MAX_IMAGE_PIXELS = None  # our own download
-        self.random, self.side = np.random.default_rng(seed), side
-        self.photos: list[np.ndarray] = []
-        for path in sorted((folder / "photos").iterdir()):
-            image = Image.open(path).convert("RGB")
-            short = min(image.size)
-            sides = [size for size in SHORT_SIDES if size <= SHARP * short] or [min(short, SHORT_SIDES[0])]
-            for size in sides:
-                scaled = image.resize([round(n * size / short) for n in image.size], Image.Resampling.LANCZOS)
-                if size >= side:
-                    self.photos.append(np.asarray(scaled))
-        self.stamps = []
-        for path in sorted((folder / "stamps").iterdir()):
-            stamp = Image.open(path).convert("RGBA")
-            stamp.thumbnail((STAMP_SIZE, STAMP_SIZE), Image.Resampling.LANCZOS)
-            self.stamps.append(np.asarray(stamp))
-        weight = np.array([photo.shape[0] * photo.shape[1] for photo in self.photos]) ** 0.25  # small ones are denser
-        self.cumulative = np.cumsum(weight / weight.sum())
-
-    def batch(self, n: int) -> Tensor:
-        """N crops."""
-        crops = np.stack([self._crop() for _ in range(n)])
-        return torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-    def _crop(self) -> np.ndarray:
-        random = self.random
-        crop = self._window()
-        if random.random() < 0.5:  # of two windows the livelier one: photographs are mostly sky
-            crop = max(crop, self._window(), key=lambda c: np.abs(np.diff(c[::2, ::2].astype(np.int16), axis=0)).mean())
-        if random.random() < 0.1:
-            crop = self._paste(crop.copy())
-        crop = crop[:, ::-1] if random.random() < 0.5 else crop
-        crop = np.rot90(crop, random.integers(4))
-        return np.ascontiguousarray(crop[..., random.permutation(3)] if random.random() < 0.3 else crop)
-
-    def _window(self) -> np.ndarray:
-        photo = self.photos[np.searchsorted(self.cumulative, self.random.random())]
-        top, left = (self.random.integers(0, n - self.side + 1) for n in photo.shape[:2])
-        return photo[top : top + self.side, left : left + self.side]
-
-    def _paste(self, crop: np.ndarray) -> np.ndarray:
-        stamp = self.stamps[self.random.integers(len(self.stamps))]
-        top, left = (self.random.integers(0, max(1, n - self.side // 2)) for n in stamp.shape[:2])
-        part = stamp[top : top + self.side, left : left + self.side]
-        alpha = part[..., 3:] / 255
-        under = crop[: part.shape[0], : part.shape[1]]
-        under[:] = (alpha * part[..., :3] + (1 - alpha) * under + 0.5).astype(np.uint8)
-        return crop
-
-
-def ahead(draw: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The same batches, drawn by a thread while the network works."""
-    batches: queue.Queue[Tensor] = queue.Queue(4)
-
-    def fill() -> None:
-        while True:
-            batches.put(draw())
-
-    threading.Thread(target=fill, daemon=True).start()
-    return batches.get
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update of every weight matrix is orthogonalised by Newton-Schulz steps (Jordan et al., 2024).
-
-    torch.optim.Muon takes matrices only and works in bfloat16, which is slow on a CPU; this one takes convolutions,
-    and all of one shape at a time.
+    Arguments:
+        minutes: what was counted before.
+        device: where the network computes.
     """
 
-    def __init__(
-        self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.2
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, minutes: float, device: torch.device) -> None:
+        self.on_cpu, self.before = device.type == "cpu", minutes
+        self.start = self._seconds()
 
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            same: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-            for parameter in group["params"]:
-                same[parameter.shape].append(parameter)
-            for shape, parameters in same.items():
-                updates = []
-                for parameter in parameters:
-                    average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
-                    average.lerp_(parameter.grad, 1 - group["momentum"])
-                    updates.append(parameter.grad.lerp(average, group["momentum"]).flatten(1))
-                stack = torch.stack(updates)
-                scale = max(1, stack.shape[1] / stack.shape[2]) ** 0.5
-                for parameter, update in zip(parameters, orthogonalise(stack), strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])  # a norm-free network must not grow
-                    parameter.add_(update.reshape(shape), alpha=-group["lr"] * scale)
+    def minutes(self) -> float:
+        return self.before + (self._seconds() - self.start) / 60
 
-
-def orthogonalise(g: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrices, roughly: five Newton-Schulz steps with Jordan's coefficients.
-
-    Every step multiplies x by a polynomial in x x^T, so the steps run on the small Gram matrices and x is multiplied
-    once, by their product: for a 3 x 3 convolution a third of the work.
-    """
-    wide = g.shape[1] <= g.shape[2]
-    x = g if wide else g.mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    gram = x @ x.mT
-    product = identity = torch.eye(gram.shape[1]).expand_as(gram)
-    for _ in range(5):
-        factor = 3.4445 * identity + torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        gram, product = factor @ gram @ factor, factor @ product
-    x = product @ x
-    return x if wide else x.mT
+    def _seconds(self) -> float:
+        return time.process_time() / torch.get_num_threads() if self.on_cpu else time.monotonic()
 
 
 def add_arguments(parser: argparse.ArgumentParser, minutes: float, crop: int, batch: int) -> None:
     """The options of every training."""
     parser.add_argument("--data", type=Path, required=True, help="the folder of make_training_set.py")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=minutes)
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=minutes,
+        help="of computing, without pauses and other programs; inf: no end",
+    )
+    parser.add_argument("--decay-from", type=float, default=0.0, help="minutes from which on the rates fall to zero")
     parser.add_argument("--crop", type=int, default=crop, help="side of the training crops in pixels")
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--lr", type=float, default=0.01, help="of Muon")
     parser.add_argument("--lr-adam", type=float, default=1e-3, help="of Adam")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu or cuda")
     parser.add_argument("--resume", action="store_true", help="continue from OUT.state; --minutes is the whole")
     parser.add_argument("--start", type=Path, help="start from the weights of this folder")
+
+
+def _device(name: str) -> torch.device:
+    """The device of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none, or is not there.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise argparse.ArgumentTypeError(f"torch cannot compute on {name!r} here; take cpu") from error
+    return torch.device(name)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where the device computes in it natively; else float32, which is faster than its emulation."""
+    kind = device.type
+    native = kind != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(kind, torch.bfloat16, enabled=native)
+
+
+def decay(minutes: float, start: float, end: float) -> float:
+    """Factor of the rates: 1 until `start`, falling linearly to 0 at `end`."""
+    if minutes <= start or math.isinf(end):
+        return 1.0
+    return max(0.0, (end - minutes) / (end - start))
 
 
 def train(
@@ -163,8 +107,11 @@ def train(
     save: Callable[[nn.Module, Path], None],
     args: argparse.Namespace,
     weight_decay: float,
+    report: Callable[[Path], str] = str,
 ) -> None:
-    """Muon for the inner parameters and Adam for the rest, rates that fall linearly to zero, an average of the weights.
+    """Muon for the inner parameters and Adam for the rest, the rates of `decay`, an average of the weights.
+
+    SIGTERM ends the training after the step at hand: the state and the weights are stored.
 
     Arguments:
         network: what is trained; the average of its weights is what is saved.
@@ -173,57 +120,113 @@ def train(
         save: writes a network to a folder.
         args: of `add_arguments`.
         weight_decay: of Muon.
+        report: what the log says of the saved folder every REPORT_EVERY minutes and at the end.
     """
-    named = list(network.named_parameters())
-    inner, outer = ([p for name, p in named if is_inner(name, p) == want] for want in (True, False))
-    optimizers = [
-        Muon(inner, args.lr, weight_decay=weight_decay),
-        torch.optim.AdamW(outer, args.lr_adam, betas=(0.9, 0.99), weight_decay=0),
-    ]
-    average = copy.deepcopy(network).requires_grad_(False)
-    state_file = args.out.with_name(args.out.name + ".state") / "state.pt"
-    elapsed, step = 0.0, 0
-    if args.resume:
-        state = torch.load(state_file, weights_only=True)
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        elapsed, step = state["elapsed"], state["step"]
-    torch.manual_seed(args.seed + step)
+    training = _Training(network, is_inner, save, args, weight_decay)
+    stopped: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    stored, reported = time.monotonic(), training.minutes
+    while training.minutes < args.minutes and not stopped:
+        training.step(loss_of)
+        if time.monotonic() - stored > SAVE_EVERY:
+            training.store()
+            training.log(f"median loss {np.median(training.recent):.4f}")
+            stored = time.monotonic()
+        if training.minutes - reported > REPORT_EVERY:
+            training.store()
+            training.log(report(args.out))
+            reported = training.minutes
+    training.store()
+    signal.signal(signal.SIGTERM, previous)
+    training.log("stopped" if stopped else report(args.out))
 
-    total, clock, saved_at = 60 * args.minutes, time.time() - elapsed, elapsed
-    recent: list[float] = []
-    while (elapsed := time.time() - clock) < total:
-        for optimizer, rate in zip(optimizers, (args.lr, args.lr_adam), strict=True):
-            optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / WARM_UP) * (1 - elapsed / total)
+
+class _Training:
+    """The weights, their average, the optimisers and the clock of one training; all of them are stored."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        is_inner: Callable[[str, nn.Parameter], bool],
+        save: Callable[[nn.Module, Path], None],
+        args: argparse.Namespace,
+        weight_decay: float,
+    ) -> None:
+        self.network, self.save, self.args = network, save, args
+        named = list(network.named_parameters())
+        inner, outer = ([p for name, p in named if is_inner(name, p) == want] for want in (True, False))
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon(inner, args.lr, weight_decay=weight_decay),
+            torch.optim.AdamW(outer, args.lr_adam, betas=(0.9, 0.99), weight_decay=0),
+        ]
+        self.average = copy.deepcopy(network).requires_grad_(False)
+        self.file = args.out.with_name(args.out.name + ".state") / "state.pt"
+        self.n, self.recent, before = 0, deque[float](maxlen=RECENT), 0.0
+        if args.resume:
+            state = torch.load(self.file, weights_only=True, map_location=args.device)
+            network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(stored)
+            self.n, before = state["step"], state["minutes"]
+        torch.manual_seed(args.seed + self.n)
+        self.clock = Clock(before, args.device)
+
+    @property
+    def minutes(self) -> float:
+        """Minutes of computing, those before --resume included."""
+        return self.clock.minutes()
+
+    def step(self, loss_of: Callable[[], Tensor]) -> None:
+        """One step of both optimisers, unless the loss is far above the recent ones or not finite."""
+        args = self.args
+        factor = min(1, (self.n + 1) / WARM_UP) * decay(self.minutes, args.decay_from, args.minutes)
+        for optimizer, rate in zip(self.optimizers, (args.lr, args.lr_adam), strict=True):
+            optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.zero_grad(set_to_none=True)
         loss = loss_of()
-        recent.append(loss.item())
-        if not recent[-1] < SPIKE * np.median(recent[-100:]):
-            print(f"step {step}: loss {recent.pop():.3g}, skipped", flush=True)
-            continue
+        value = loss.item()
+        if not value < _highest(self.recent):
+            self.log(f"loss {value:.4g}, skipped")
+            return
+        self.recent.append(value)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        for optimizer in optimizers:
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        for optimizer in self.optimizers:
             optimizer.step()
-        step += 1
-        keep = min(AVERAGE, step / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in network.parameters()], 1 - keep)
-        if elapsed - saved_at > SAVE_EVERY:
-            saved_at = elapsed
-            save(average, args.out)
-            state_file.parent.mkdir(exist_ok=True)
-            torch.save(
-                {
-                    "network": network.state_dict(),
-                    "average": average.state_dict(),
-                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                    "elapsed": elapsed,
-                    "step": step,
-                },
-                state_file,
-            )
-            print(f"{elapsed / 60:.0f} min  step {step}  median loss {np.median(recent):.5f}", flush=True)
-            del recent[:-100]
-    save(average, args.out)
+        self.n += 1
+        keep = min(AVERAGE, self.n / (self.n + 10))
+        weights = [p.detach() for p in self.network.parameters()]
+        torch._foreach_lerp_(list(self.average.parameters()), weights, 1 - keep)
+
+    def store(self) -> None:
+        """Write the state and the averaged weights; a crash leaves the old ones or the new ones."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "minutes": self.minutes,
+            "step": self.n,
+        }
+        new = self.file.with_suffix(".new")
+        torch.save(state, new)
+        new.replace(self.file)
+        folder = self.file.parent / "weights"
+        self.save(self.average, folder)
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            to = self.args.out / file.relative_to(folder)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(to)
+
+    def log(self, text: str) -> None:
+        """One line with the time and the step."""
+        print(f"{self.minutes:.1f} min  step {self.n}  {text}", flush=True)
+
+
+def _highest(recent: Sequence[float]) -> float:
+    """The loss from which on a batch is a spike: some median deviations above the median of enough recent losses."""
+    if len(recent) < RECENT // 5:
+        return math.inf
+    median = np.median(recent)
+    return float(median + SPIKE * np.median(np.abs(np.asarray(recent) - median)))
