@@ -235,5 +235,5 @@ def test_the_latent_prior_trains(scripts, random_lpips, data, tmp_path, monkeypa
     __import__("train_latent_flow").main()
     for file in (tmp_path / "out" / "vae.state" / "state.pt", tmp_path / "out.state" / "state.pt"):
         assert torch.load(file, weights_only=True)["step"] >= 1
-    prior = load_prior(tmp_path / "out")
-    assert torch.isfinite(prior.predict(torch.randn(1, prior.channels, 8, 8), torch.tensor(0.5)).clean).all()
+    z = torch.randn(1, 8, 8, 8)  # a latent
+    assert torch.isfinite(load_prior(tmp_path / "out").predict(z, torch.tensor(0.5)).clean).all()
