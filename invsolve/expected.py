@@ -223,11 +223,10 @@ def _between(bands: Mapping[float, list[float]], sigma: float) -> tuple[float, f
     """
     levels = sorted(level for level in bands if level > 0)
     if sigma == 0 or not levels:
-        low, high = bands[0.0] if sigma == 0 and 0.0 in bands else (None, None)
-        return None if low is None or high is None else (low, high)
+        return (bands[0.0][0], bands[0.0][1]) if sigma == 0 and 0.0 in bands else None
     if sigma < levels[0] / 2 and 0.0 in bands:
-        low, high = zip(bands[0.0], bands[levels[0]], strict=True)
-        return min(low), max(high)
+        none, least = bands[0.0], bands[levels[0]]
+        return min(none[0], least[0]), max(none[1], least[1])
     above = next((k for k, level in enumerate(levels) if level >= sigma), len(levels) - 1)
     below = max(above - 1, 0)
     gap = math.log(levels[above] / levels[below])
