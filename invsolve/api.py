@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .devices import find_device
+from .allocator import memory_kept
+from .devices import find_device, parse_dtype
 from .doubt import DoubtWarning, judge
 from .expected import chi2_of, name_of, rounding_of
 from .holes import hidden_share
@@ -64,7 +65,7 @@ def restore(
     times: str | None = None,
     seed: int | Sequence[int] = 0,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = "auto",
     batch_size: int = 8,
     checkpointing: bool = False,
     observers: Sequence[Observer] = (),
@@ -85,7 +86,9 @@ def restore(
         times: name of the time grid, one of TIMES; the solver's own if not given.
         seed: the same seed gives the same pictures; with one seed per picture, each is restored as it is alone.
         device: where to compute; by default where the prior or the operator is, if one was given, else the CPU.
-        dtype: of the network, for example torch.bfloat16; the solver's state is float32, or float64 if this is.
+        dtype: of the network: a dtype of torch, its name, or "auto": bfloat16 where the processor computes in it and it
+            costs no quality, else float32 (see `default_dtype`).  A prior that is no name keeps its own.  The solver's
+            state is float32, or float64 if this is.
         batch_size: most pictures that go through the network at once.
         checkpointing: gradients recompute what they need instead of storing it: less memory, more time.
         observers: called after every step.
@@ -98,12 +101,13 @@ def restore(
         ValueError: an unknown name or field, a shape or value that does not fit; the message says what to do.
         TypeError: the operator lacks what the solver needs, or an argument is of another type.
     """
-    _check_arguments(operator, prior, solver, times, dtype)
+    _check_arguments(operator, prior, solver, times)
+    wide = torch.float64 if parse_dtype(dtype) == torch.float64 else torch.float32
     device = _device_of(prior, operator) if device is None else find_device(device)
     path = Path(y) if isinstance(y, str | os.PathLike) else None
     picture = None if path is None else load_image(path)
     data = to_tensor(y if picture is None else picture.tensor)
-    data = data.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    data = data.to(device, wide)
     if isinstance(operator, str | Mapping):
         name, fields = parse_spec(operator, OPERATORS, "operator")
         if path is not None and picture is not None:
@@ -130,20 +134,21 @@ def restore(
     problems = [Problem(operator, noise, rows) for noise, rows in zip(noises, data.chunk(len(noises)), strict=True)]
     seeds = image_seeds(seed, len(data))
     parts = [seeds] if len(problems) == 1 else [[one] for one in seeds]
-    results = [
-        solve(
-            problem,
-            prior,
-            solver,
-            times,
-            steps=steps,
-            samples=samples,
-            seed=part,
-            batch_size=batch_size,
-            observers=observers,
-        )
-        for problem, part in zip(problems, parts, strict=True)
-    ]
+    with memory_kept():
+        results = [
+            solve(
+                problem,
+                prior,
+                solver,
+                times,
+                steps=steps,
+                samples=samples,
+                seed=part,
+                batch_size=batch_size,
+                observers=observers,
+            )
+            for problem, part in zip(problems, parts, strict=True)
+        ]
     sigmas = [sigma_of(noise) for noise in noises]
     record = {
         "operator": operator.spec or kind,
@@ -154,6 +159,7 @@ def restore(
         "steps": int(results[0].stats["steps"]),
         "times": solver.times if times is None else times,
         "samples": samples,
+        "dtype": str(_network_dtype(prior) or wide).removeprefix("torch."),
         "software": {"invsolve": version("invsolve"), "torch": torch.__version__},
     }
     if (hidden := hidden_share(operator.data_mask)) is not None:
@@ -165,7 +171,7 @@ def restore(
     return result
 
 
-def _check_arguments(operator: object, prior: object, solver: object, times: object, dtype: object) -> None:
+def _check_arguments(operator: object, prior: object, solver: object, times: object) -> None:
     """Refuse what is of no type that `restore` takes, with one sentence."""
     for name, value, kinds, wanted in (
         ("operator", operator, (Operator, str, Mapping), "an Operator, or its name such as 'blur(sigma=2)'"),
@@ -177,8 +183,6 @@ def _check_arguments(operator: object, prior: object, solver: object, times: obj
             raise TypeError(f"{name} must be {wanted}, got {value!r}.")
     if isinstance(times, str):
         check_grid(times)
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype must be a floating-point dtype such as torch.bfloat16, got {dtype!r}.")
 
 
 def default_solver(operator: Operator) -> str:
@@ -278,6 +282,11 @@ def _device_of(*given: object) -> torch.device:
     modules = [module for module in given if isinstance(module, nn.Module)]
     tensors = itertools.chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def _network_dtype(prior: Prior) -> torch.dtype | None:
+    """Of the weights of a prior's network, which come before those of an autoencoder; None if it has none."""
+    return next((p.dtype for p in prior.parameters() if p.is_floating_point()), None)
 
 
 def _shape(y: Tensor) -> Shape:

@@ -9,16 +9,16 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from PIL import Image
 
+from .devices import parse_dtype
 from .files import Source
 from .holes import load_mask
 from .images import load_image
 from .operators import OPERATORS, Inpaint, Operator, Shape, build_operator
-from .priors import Mode, Prior, Prompts, load_cards, load_prior
+from .priors import Mode, Prior, Prompts, default_dtype, load_prior
 from .problem import GaussianNoise, Noise, NoNoise, PoissonNoise
 from .spec import parse_sigma, parse_spec, split_spec
 
 __all__ = [
-    "DTYPES",
     "NOISES",
     "PriorOptions",
     "check_at_least",
@@ -39,12 +39,6 @@ __all__ = [
 ]
 
 NOISES: dict[str, Callable[..., Noise]] = {"gaussian": GaussianNoise, "poisson": PoissonNoise, "none": NoNoise}
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 EXPECTED = (  # what a user can bring about
     ValueError,
@@ -116,11 +110,11 @@ class PriorOptions(Protocol):
     @property
     def cache_dir(self) -> Path | None: ...
     @property
-    def dtype(self) -> str | None: ...
+    def dtype(self) -> str: ...
 
 
 def choose_dtype(options: PriorOptions, device: torch.device) -> str:
-    """A name of DTYPES: what was asked for, else bfloat16 for hub priors on an accelerator, else float32.
+    """A name of DTYPES: what was asked for, or for "auto" what `default_dtype` says.
 
     Raises:
         ValueError: the dtype, or the memory mode, is unknown, or no prior is named.
@@ -129,11 +123,7 @@ def choose_dtype(options: PriorOptions, device: torch.device) -> str:
         raise ValueError("--prior is empty; name a prior of `invsolve list priors`, or a folder.")
     if options.memory not in get_args(Mode):
         raise ValueError(f"Unknown memory mode {options.memory!r}; choose one of {', '.join(get_args(Mode))}.")
-    large = options.prior in load_cards() and device.type != "cpu"
-    dtype = options.dtype or ("bfloat16" if large else "float32")
-    if dtype not in DTYPES:
-        raise ValueError(f"Unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}.")
-    return dtype
+    return str(parse_dtype(options.dtype) or default_dtype(options.prior, device)).removeprefix("torch.")
 
 
 def choose_prompts(options: PriorOptions, texts: Iterable[str] | None, device: torch.device) -> Prompts | None:
@@ -160,7 +150,7 @@ def open_prior(options: PriorOptions, dtype: str, prompts: Prompts | None, devic
     """
     return load_prior(
         options.prior,
-        DTYPES[dtype],
+        dtype,
         prompts=prompts,
         memory=options.memory,
         device=device,

@@ -139,7 +139,7 @@ def restore_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = None,
+    dtype: DtypeOption = "auto",
     out: OutOption = Path("restored"),
     batch_size: Annotated[int, typer.Option(help="Most samples that go through the network at once.")] = 8,
     checkpointing: Annotated[
@@ -339,7 +339,7 @@ def calibrate_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = None,
+    dtype: DtypeOption = "auto",
     batch_size: Annotated[int, typer.Option(help="Most times that go through the network at once.")] = 8,
     max_pixels: PixelsOption = MAX_PIXELS,
 ) -> None:

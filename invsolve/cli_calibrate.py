@@ -42,7 +42,7 @@ class CalibrateOptions:
     size: int | None
     seed: int
     device: str
-    dtype: str | None
+    dtype: str
     batch_size: int
     max_pixels: int
 

@@ -87,7 +87,7 @@ def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: Fi
         prior = None
     else:
         sources = []
-        prior = load_prior(options.prior).to(device)
+        prior = load_prior(options.prior, "float32").to(device)
         prior = as_grey(prior) if options.grey and prior.channels == 3 else prior
         prior = prior.sized((shape[0], canvas, canvas))
         weights = prior_sha256(options.prior)

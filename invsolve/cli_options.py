@@ -7,7 +7,8 @@ from typing import Annotated, get_args
 
 import typer
 
-from .choices import DTYPES, NOISES
+from .choices import NOISES
+from .devices import DTYPES
 from .priors import Mode
 
 __all__ = [
@@ -92,9 +93,10 @@ MemoryOption = Annotated[
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Take hub priors from the cache only.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or xpu, with a number such as cuda:1.")]
 DtypeOption = Annotated[
-    str | None,
+    str,
     typer.Option(
-        help=f"Of the network: {', '.join(DTYPES)}.  Default: float32, of hub priors on an accelerator bfloat16."
+        help=f"Of the network: {', '.join(DTYPES)}, or auto: bfloat16 for bundled and hub priors on a CPU with "
+        "instructions for it, and for hub priors on an accelerator; else float32."
     ),
 ]
 PixelsOption = Annotated[int, typer.Option(min=1, help="Refuse pictures with more pixels than this.")]

@@ -16,7 +16,6 @@ from rich.console import Console
 from . import __version__
 from .api import default_solver, default_steps, make_noises, restore, sigma_of, with_file_tables
 from .choices import (
-    DTYPES,
     check_at_least,
     choose_dtype,
     choose_operator,
@@ -85,7 +84,7 @@ class Options:
     times: str | None
     seed: int
     device: str
-    dtype: str | None
+    dtype: str
     batch_size: int
     checkpointing: bool
     max_pixels: int
@@ -232,7 +231,7 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
             times=settings.times,
             seed=options.seed,
             device=plan.device,
-            dtype=DTYPES[plan.settings.dtype],
+            dtype=plan.settings.dtype,
             batch_size=options.batch_size,
             checkpointing=options.checkpointing,
             observers=[bar],

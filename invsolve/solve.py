@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .allocator import memory_kept
 from .counts import is_whole
 from .operators.base import Operator
 from .priors.base import Metered, Prior
+from .priors.precision import precise
 from .problem import Problem
 from .result import Result, Status
 from .rng import ImageRng, derive_seed, image_seeds
@@ -79,6 +81,7 @@ def batch_rows(solver: Solver[Any], samples: int, batch_size: int) -> int:
     return max(batch_size // group, 1) * group
 
 
+@memory_kept()
 @torch.no_grad()
 def solve(
     problem: Problem,
@@ -99,7 +102,8 @@ def solve(
 
     Arguments:
         problem: operator, noise and measurements y (B, *data_shape).
-        prior: the prior, on the device and in the dtype wanted.
+        prior: the prior, on the device and in the dtype wanted; for solvers that magnify rounding the bundled networks
+            compute in float32 all the same.
         solver: the algorithm with its hyperparameters.
         times: decreasing times in the prior's schedule, or a name of TIMES; the solver's own grid if not given.
         steps: number of steps of a grid that is not given as times; the solver's own if not given.
@@ -144,11 +148,12 @@ def solve(
     group = samples if solver.interacting else 1  # rows that must stay together
     size = batch_rows(solver, samples, batch_size)
     alike = [list(run) for _, run in groupby(rows, key=lambda row: grids[row[0]].tolist())]
-    parts = [
-        _solve_batch(problem, metered, solver, grids[run[0][0]], seeds, run[k : k + size], group, observers)
-        for run in alike
-        for k in range(0, len(run), size)
-    ]
+    with precise(solver.needs_float32):
+        parts = [
+            _solve_batch(problem, metered, solver, grids[run[0][0]], seeds, run[k : k + size], group, observers)
+            for run in alike
+            for k in range(0, len(run), size)
+        ]
     x, chi2, finite = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     chi2 = chi2.reshape(-1, samples)
     status = tuple(

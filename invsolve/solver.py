@@ -35,6 +35,7 @@ class Solver(abc.ABC, Generic[State]):
     interacting: ClassVar[bool] = False  # particles: the samples of one measurement see each other
     needs_fit: ClassVar[bool] = False  # good on pictures only after a fit; without, in a few dimensions
     latents: ClassVar[bool] = True  # whether it runs through a decoder; one that does not says so with a TypeError
+    needs_float32: ClassVar[bool] = False  # it magnifies the rounding of a network in half precision; see `precise`
     times: ClassVar[str] = "uniform"  # default time grid, a name of times.TIMES
     steps: ClassVar[int] = 50  # default number of steps
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 
+from ..devices import has_fast_bfloat16, parse_dtype
 from .base import Endpoints, Guided, Metered, Prior, Rescheduled
 from .covariance import Covariance, Diagonal, Full, PowerLaw, Stationary
 from .decoder import LinearDecoder
 from .denoiser import DenoiserPrior
+from .folder import default_dtype as folder_dtype
 from .folder import load_folder
 from .gaussian import GaussianPrior
 from .grey import GreyPrior, as_grey
@@ -57,6 +59,7 @@ __all__ = [
     "Stationary",
     "TiledPrior",
     "as_grey",
+    "default_dtype",
     "find_card",
     "load_cards",
     "load_folder",
@@ -89,9 +92,25 @@ PRIORS: dict[str, Callable[[torch.dtype], Prior]] = {
 }
 
 
+def default_dtype(name: str | os.PathLike[str], device: torch.device) -> torch.dtype:
+    """The dtype of a prior's network where none is asked for.
+
+    bfloat16 for hub priors wherever it is fast (see `has_fast_bfloat16`), and for the bundled networks on a CPU where
+    it is; else float32.
+
+    Arguments:
+        name: as in `load_prior`.
+        device: where to compute.
+    """
+    name = os.fspath(name)
+    if name in load_cards():
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    return folder_dtype(BUNDLED / name if name in PRIORS else Path(name), device)
+
+
 def load_prior(
     name: str | os.PathLike[str],
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = "auto",
     *,
     prompts: Prompts | None = None,
     memory: str = "fast",
@@ -103,7 +122,7 @@ def load_prior(
 
     Arguments:
         name: a name of PRIORS, a folder (see `load_folder`), or the name of a card (see `invsolve list priors`).
-        dtype: of the network.
+        dtype: of the network, or its name; "auto" is that of `default_dtype`.
         prompts: what a conditional network is asked with; by default what its card says, or nothing.
         memory: fast, balanced, low, or auto (see `priors/memory.py`); of folders and hub priors.
         device: where to compute; the CPU if not given.
@@ -114,6 +133,7 @@ def load_prior(
         ValueError: neither a known name nor such a folder, a prior that cannot be had, or a prompt it does not take.
     """
     name, device = os.fspath(name), device or torch.device("cpu")
+    dtype = parse_dtype(dtype) or default_dtype(name, device)
     if name in PRIORS:
         if prompts is not None and prompts != Prompts(device=prompts.device, cache=prompts.cache):
             raise ValueError(f"The prior {name} takes no prompt and no guidance; leave them out.")

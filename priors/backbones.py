@@ -15,13 +15,24 @@ from torch import Tensor, nn
 
 from .base import pad_to_multiple
 
-__all__ = ["BACKBONES", "FREQUENCY_SHIFT", "SIT", "Backbone", "Condition", "Plain", "find_backbone", "trained_size"]
+__all__ = [
+    "BACKBONES",
+    "FREQUENCY_SHIFT",
+    "OURS",
+    "SIT",
+    "Backbone",
+    "Condition",
+    "Plain",
+    "find_backbone",
+    "trained_size",
+]
 
 Condition = Mapping[str, Tensor]
 Nothing = Literal["zeros", "empty prompt", "none"]
 CLIP_TOKENS = 77
 FREQUENCY_SHIFT = "_downscale_freq_shift"  # in a DiT's config.json; diffusers passes over names with an underscore
 SIT = "SiTTransformer2DModel"  # our name for a DiTTransformer2DModel that is called as SiT; diffusers has none
+OURS = "ResidualUNet"  # of network.py, which takes x_t in float32 also in half precision
 TRAINED_TEXT_TOKENS = {"sd3": 77 + 256, "flux": 512, "sana": 300}  # of the encoders' outputs, as the pipelines pad them
 
 
@@ -103,11 +114,11 @@ class Backbone(nn.Module, abc.ABC):
 
 
 class Plain(Backbone):
-    """UNet2DModel and ResidualUNet: pixels or latents, without a condition."""
+    """UNet2DModel: pixels or latents, without a condition."""
 
     @property
     def channels(self) -> int:
-        return int(self.network.config["channels" if self.input_wider else "in_channels"])
+        return int(self.network.config["in_channels"])
 
     @property
     def size_multiple(self) -> int:
@@ -115,16 +126,6 @@ class Plain(Backbone):
 
     def call(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
         return self.network(x, timestep, **condition).sample
-
-
-class Residual(Plain):
-    """Our own network (`network.py`), which takes pictures in float32 also where it computes in half precision."""
-
-    input_wider = True
-
-    @property
-    def size_multiple(self) -> int:
-        return int(self.network.size_multiple)
 
 
 class StableDiffusion(Backbone):
@@ -271,7 +272,6 @@ class Sana(Backbone):
 
 
 BACKBONES: dict[str, type[Backbone]] = {
-    "ResidualUNet": Residual,
     "UNet2DModel": Plain,
     "UNet2DConditionModel": StableDiffusion,
     "SD3Transformer2DModel": SD3,
@@ -301,23 +301,23 @@ def find_backbone(config: Mapping[str, Any]) -> tuple[Any, type[Backbone]]:
     """The network class that a config.json names, and how it is called.
 
     Raises:
-        ValueError: it is not one of `BACKBONES`, or one that knows classes of its own.
+        ValueError: it is neither ours nor one of `BACKBONES`, or one that knows classes of its own.
     """
     import diffusers
-
-    from .network import ResidualUNet
 
     name = str(config.get("_class_name"))
     if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
         name = "DiTTransformer2DModel"  # as it was called when DiT was published
+    if name == OURS:
+        from .network import Residual, ResidualUNet
+
+        return ResidualUNet, Residual
     if name not in BACKBONES:
-        raise ValueError(f"The prior's network is a {name!r}; known networks are {', '.join(BACKBONES)}.")
+        raise ValueError(f"The prior's network is a {name!r}; known networks are {', '.join([OURS, *BACKBONES])}.")
     if name == "UNet2DModel" and not (
         config.get("class_embed_type") is None and config.get("num_class_embeds") is None
     ):
         raise ValueError("The prior is a UNet2DModel that needs a class, not supported; DiT takes one as its prompt.")
-    if name == "ResidualUNet":
-        return ResidualUNet, Residual
     if name == SIT:
         return diffusers.DiTTransformer2DModel, SiT
     is_xl = config.get("addition_embed_type") == "text_time"

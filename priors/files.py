@@ -151,13 +151,17 @@ def weights_variant(folder: Path) -> str | None:
 
 @contextmanager
 def quiet_diffusers() -> Iterator[None]:
-    """Without the lines, warnings and progress bars of diffusers and transformers while they read a folder."""
+    """Without the lines, warnings and progress bars of diffusers and transformers while they read a folder.
+
+    Torch's default dtype is as before afterwards: diffusers leaves it in half precision where such a load fails.
+    """
     from diffusers.utils import logging as diffusers
     from transformers.utils import logging as transformers
 
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     bars = [library for library in (diffusers, transformers) if library.is_progress_bar_enabled()]
+    dtype = torch.get_default_dtype()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for logger in loggers:
@@ -167,6 +171,7 @@ def quiet_diffusers() -> Iterator[None]:
         try:
             yield
         finally:
+            torch.set_default_dtype(dtype)
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
             for library in bars:

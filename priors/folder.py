@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backbones import Backbone, find_backbone, trained_size
+from ..devices import has_fast_bfloat16, parse_dtype
+from .backbones import OURS, Backbone, find_backbone, trained_size
 from .base import Prior
 from .files import (
     CANNOT_HELP,
@@ -30,7 +31,7 @@ from .schedule import VE, DiscreteVP, LinearFlow, Schedule, cosine_betas, linear
 from .text import encode_texts, has_encoders
 from .tiles import TiledPrior
 
-__all__ = ["load_folder", "load_network", "path_of"]
+__all__ = ["default_dtype", "load_folder", "load_network", "path_of"]
 
 UNKNOWN_SIZE = 64  # of latents, for the memory plan where a config does not tell it
 VARIANCE_PRESERVING = tuple(
@@ -46,7 +47,7 @@ BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "squaredc
 
 def load_folder(
     folder: str | Path,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = "auto",
     *,
     prompts: Prompts | None = None,
     autoencoder: str | Path | None = None,
@@ -63,7 +64,8 @@ def load_folder(
 
     Arguments:
         folder: as `save_pretrained` wrote it; weights as safetensors.
-        dtype: of the network; the autoencoder stays in float32, since half precision overflows in decoders.
+        dtype: of the network, or its name; "auto" is that of `default_dtype`.  The autoencoder stays in float32, since
+            half precision overflows in decoders.
         prompts: what to ask a conditional network with; by default nothing.
         autoencoder: folder of another autoencoder of the same latents, such as a tiny one.
         memory: a mode of `memory.py`: fast, balanced, low, or auto for the first that fits.
@@ -73,9 +75,10 @@ def load_folder(
         ValueError: the folder lacks a part or holds code, a part is damaged or not known, or parts do not fit each
             other.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), device or torch.device("cpu")
+    dtype = parse_dtype(dtype) or default_dtype(folder, device)
     scheduler = read_json(_first_of(folder, "scheduler/scheduler_config.json", "scheduler_config.json"), folder)
-    part = _first_of(folder, "unet/config.json", "transformer/config.json", "config.json").parent
+    part = _network_of(folder)
     config = read_json(part / "config.json", folder)
     refuse_code(folder)
     schedule, parameterisation = path_of(scheduler)
@@ -93,9 +96,9 @@ def load_folder(
         recomputes=coder is not None and coder._supports_gradient_checkpointing,
         itemsize=dtype.itemsize,
         pixels=(factor * (size or UNKNOWN_SIZE)) ** 2,
-        device=device or torch.device("cpu"),
+        device=device,
     )
-    backbone = backbone_kind(load_network(kind, part, dtype, plan), factor)
+    backbone = _load_backbone(kind, backbone_kind, part, dtype, plan, factor)
     prior: Prior = NetworkPrior(
         backbone,
         schedule,
@@ -118,6 +121,39 @@ def load_folder(
             coder.enable_gradient_checkpointing()
     place(prior, backbone, coder, plan)
     return prior
+
+
+def default_dtype(folder: Path, device: torch.device) -> torch.dtype:
+    """The dtype in which a network loses no quality that matters, and is fastest.
+
+    That is bfloat16 for a network of our own class, such as those of the bundled priors, on a CPU with instructions for
+    it, else float32.  Ours takes pictures in float32 all the same, which networks of diffusers do not.  A folder that
+    cannot be read is left to `load_folder`.
+    """
+    try:
+        name = read_json(_network_of(folder) / "config.json", folder).get("_class_name")
+    except (OSError, ValueError):
+        return torch.float32
+    ours = name == OURS and device.type == "cpu"
+    return torch.bfloat16 if ours and has_fast_bfloat16(device) else torch.float32
+
+
+def _network_of(folder: Path) -> Path:
+    """Where the network of a pipeline or model lies."""
+    return _first_of(folder, "unet/config.json", "transformer/config.json", "config.json").parent
+
+
+def _load_backbone(
+    kind: Any, backbone_kind: type[Backbone], folder: Path, dtype: torch.dtype, plan: Memory, factor: int
+) -> Backbone:
+    """The network as it is called; one that can also compute in float32 (see `precise`) with its weights for that."""
+    from .network import Residual
+
+    whole = plan.bits is None and not plan.offload
+    if not (backbone_kind is Residual and dtype.itemsize < 4 and whole):
+        return backbone_kind(load_network(kind, folder, dtype, plan), factor)
+    half, exact = (load_network(kind, folder, precision, plan) for precision in (dtype, torch.float32))
+    return Residual(half, factor, exact)
 
 
 def place(prior: Prior, backbone: Backbone, coder: nn.Module | None, plan: Memory) -> None:

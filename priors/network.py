@@ -13,7 +13,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-__all__ = ["ResidualUNet"]
+from .backbones import Backbone
+from .precision import is_precise
+
+__all__ = ["Residual", "ResidualUNet"]
 
 N_FREQUENCIES = 16
 FREQUENCY_RANGE = (0.1, 4.0)  # radians per unit of log(sigma), which spans about 10 units
@@ -187,3 +190,33 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # both name c
         f = self.residual(inner, log_sigma).to(sample.dtype)
         velocity = (t - d**2 * (1 - t)) / n.square() * sample - d / n * f
         return UNet2DOutput(sample=velocity) if return_dict else (velocity,)
+
+
+class Residual(Backbone):
+    """A `ResidualUNet`, which takes pictures in float32 also where it computes in half precision.
+
+    Arguments:
+        network: the network.
+        pixels_per_latent: as in `Backbone`.
+        exact: the same network in float32, for what runs inside `precise`; None where `network` is not in half
+            precision.
+    """
+
+    input_wider = True
+
+    def __init__(self, network: nn.Module, pixels_per_latent: int = 1, exact: nn.Module | None = None) -> None:
+        super().__init__(network, pixels_per_latent)
+        self.exact: Any = None if exact is None else exact.requires_grad_(False).eval()
+
+    @property
+    def channels(self) -> int:
+        return int(self.network.config["channels"])
+
+    @property
+    def size_multiple(self) -> int:
+        return int(self.network.size_multiple)
+
+    def call(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        network = self.exact if is_precise() and self.exact is not None else self.network
+        out: Tensor = network(x, timestep, **condition).sample
+        return out

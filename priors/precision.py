@@ -1,16 +1,18 @@
-"""Half precision that says where it failed, and one more try in float32."""
+"""Half precision: solvers ask for float32 where they need it, and a stage that failed is tried again in float32."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["finite_or_wider"]
+__all__ = ["finite_or_wider", "is_precise", "precise"]
 
 LOG = logging.getLogger("invsolve")
 REPORTED: WeakSet[nn.Module] = WeakSet()
@@ -19,6 +21,31 @@ REMEDY = {
     "encoder": "check that the picture is in [-1, 1]",
     "decoder": "lower the solver's step size or weight, which drives the latents away from pictures",
 }
+
+PRECISE: ContextVar[bool] = ContextVar("precise", default=False)
+
+
+@contextmanager
+def precise(wanted: bool = True) -> Iterator[None]:
+    """Inside, networks that were loaded in half precision compute in float32, those that keep such weights.
+
+    For solvers that magnify rounding.  A gradient is as precise as the prediction that it goes through, wherever it is
+    taken.  The networks of the bundled priors keep float32 weights; networks of diffusers, which can be gigabytes, do
+    not.
+
+    Arguments:
+        wanted: False changes nothing.
+    """
+    token = PRECISE.set(PRECISE.get() or wanted)
+    try:
+        yield
+    finally:
+        PRECISE.reset(token)
+
+
+def is_precise() -> bool:
+    """Whether this is inside `precise`."""
+    return PRECISE.get()
 
 
 def finite_or_wider(stage: str, module: nn.Module, x: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:

@@ -127,7 +127,7 @@ def bench(args: argparse.Namespace) -> None:
     solvers = [build_solver(spec) for spec in args.solvers]  # a mistyped name must not wait for its turn
     keep_memory()
     device = find_device(args.device)
-    prior = load_prior(args.prior, getattr(torch, args.dtype)).to(device)
+    prior = load_prior(args.prior, args.dtype).to(device)
     if args.checkpointing:
         prior.checkpoint_gradients()
     pixel = prior.prior if isinstance(prior, LatentPrior) else prior

@@ -167,7 +167,7 @@ def check(args: argparse.Namespace) -> None:
         return [row for row in read_lines(path, json.loads) if row["size"] == args.size and row["asked"] == args.solver]
 
     done = {(row["case"], row["picture"]) for row in rows()}
-    prior = load_prior("natural")
+    prior = load_prior("natural", "float32")
     pixels = ((held_out() + 1) * 127.5).permute(0, 2, 3, 1).double().numpy()
     for case in CASES:
         if args.cases not in ("all", "right" if case.right else "wrong"):

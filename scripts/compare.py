@@ -266,7 +266,7 @@ def compare(args: argparse.Namespace) -> None:
         check_deepinv()
     device = find_device(args.device)
     truth = pictures(args.pictures, args.size)[: args.images].to(device)
-    prior = load_prior(recipe.prior).to(device)
+    prior = load_prior(recipe.prior, "float32").to(device)
     problems = [make_problem(task, truth, recipe.seed) for task in recipe.tasks]  # all, before a network runs
     args.out.mkdir(parents=True, exist_ok=True)
     if args.timing is not None:

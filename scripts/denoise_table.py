@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--no-ffdnet", action="store_true")
     parser.add_argument("--validation", type=Path, help="a training set, whose validation photographs are taken")
     args = parser.parse_args()
-    prior = load_prior(args.prior)
+    prior = load_prior(args.prior, "float32")
     methods: dict[str, Callable[[Tensor, float], Tensor]] = {}
     if not args.no_bm3d:
         methods["CBM3D"] = cbm3d

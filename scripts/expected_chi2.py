@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
     if args.write:
         write_table([row for row in dict(read_lines(path, keyed)).values() if row["size"] == args.size])
         return
-    x, prior = tuning(args.size), load_prior(PRIOR)
+    x, prior = tuning(args.size), load_prior(PRIOR, "float32")
     for solver, steps, kind, sigma in cases(args):
         key = {"solver": solver, "steps": steps or SOLVERS[solver].steps, "kind": kind, "sigma": sigma}
         key["size"] = args.size

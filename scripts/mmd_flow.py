@@ -89,7 +89,8 @@ def digits(out: Path, first: str, pairs: int, problems: int, stages: int | None)
 
 def crops(out: Path, first: str, pairs: int, problems: int, stages: int | None) -> None:
     """16x16 crops of 64x64 pictures drawn from `natural`, downsampled by 2 with noise 0.1."""
-    prior, operator, noise = load_prior("natural"), build_operator("downsample", SHAPE, factor=2), GaussianNoise(0.1)
+    prior = load_prior("natural", "float32")
+    operator, noise = build_operator("downsample", SHAPE, factor=2), GaussianNoise(0.1)
     times = make_times("karras", DRAW_STEPS, prior.schedule)
 
     def draw(n: int, kind: str) -> tuple[Tensor, Tensor]:

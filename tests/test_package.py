@@ -19,6 +19,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     *(
         "counts",
+        "allocator",
+        "devices",
         "rng",
         "linalg",
         "atomic",
@@ -33,7 +35,6 @@ ORDER = [
         "priors",
         "problem",
         "times",
-        "devices",
         "figures",
     ),
     *(
@@ -54,7 +55,7 @@ ORDER = [
         "calibrate",
     ),
     *("stages", "fit"),
-    *("api", "choices", "prompts", "progress", "demo", "allocator"),
+    *("api", "choices", "prompts", "progress", "demo"),
     *("cli_options", "cli_calibrate", "cli_degrade", "cli_fit", "cli_prior", "cli_info", "cli_restore", "cli_validate"),
     "cli",
 ]

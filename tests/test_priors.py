@@ -544,8 +544,10 @@ DAMAGE = {
 def test_damaged_folders_give_one_sentence(damage, sentence, tmp_path, capfd, caplog):
     folder = tiny_networks(tmp_path)["velocity"]
     damage(folder)
-    with pytest.raises(ValueError, match=sentence) as raised:
-        load_prior(folder)
+    for dtype in ("bfloat16", "float32"):
+        with pytest.raises(ValueError, match=sentence) as raised:
+            load_prior(folder, dtype)
+        assert torch.get_default_dtype() == torch.float32
     text = str(raised.value)
     assert "\n" not in text and len(text) < 700
     assert "".join(capfd.readouterr()) == "" and caplog.text == ""

@@ -53,6 +53,7 @@ class DFlow(Solver[Descent]):
         evaluations: evaluations of the objective and its gradient per step.
     """
 
+    needs_float32 = True
     times = "uniform"
     steps = 10
 

@@ -60,6 +60,7 @@ class FlowPriors(Solver[State]):
         inner_steps: Adam steps per time.
     """
 
+    needs_float32 = True
     times = "uniform"
     steps = 100
 

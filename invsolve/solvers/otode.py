@@ -56,6 +56,7 @@ class OTODE(Solver[Tensor]):
     """
 
     requires = PinvOperator
+    needs_float32 = True
     times = "restoration"
     steps = 100
 

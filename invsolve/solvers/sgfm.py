@@ -78,6 +78,7 @@ class SGFM(Solver[Chain | Descent]):
     """
 
     samples_posterior = True
+    needs_float32 = True
     times = "uniform"
     steps = 60
 
