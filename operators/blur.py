@@ -70,7 +70,7 @@ class CircularBlur(SpectralOperator):
     def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
         """At every frequency (conj(gain) y + rho x) / (|gain|^2 + rho)."""
         gain, weight = _cast(self.gain, x), expand_to(rho, x)
-        spectrum = gain.conj() * torch.fft.rfft2(y) + weight * torch.fft.rfft2(x)
+        spectrum = gain.conj() * _spectrum(y) + weight * _spectrum(x)
         return torch.fft.irfft2(spectrum / (gain.abs() ** 2 + weight), s=x.shape[-2:])
 
     def spectral(self, x: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
@@ -215,7 +215,12 @@ def _cast(gain: Tensor, x: Tensor) -> Tensor:
 
 
 def _multiply(gain: Tensor, x: Tensor) -> Tensor:
-    return torch.fft.irfft2(gain * torch.fft.rfft2(x), s=x.shape[-2:])
+    return torch.fft.irfft2(gain * _spectrum(x), s=x.shape[-2:])
+
+
+def _spectrum(x: Tensor) -> Tensor:
+    """Of real values; MKL's transforms in torch 2.7 refuse expanded tensors."""
+    return torch.fft.rfft2(x.contiguous())
 
 
 def _mirror(x: Tensor, margin: int, dim: int) -> Tensor:
