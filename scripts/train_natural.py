@@ -97,7 +97,7 @@ def build(args: argparse.Namespace, **config: float) -> ResidualUNet:
 
 def validate(folder: Path, pictures: Tensor) -> str:
     """The mean PSNR of one call of a stored network on pictures with noise."""
-    prior = load_prior(folder)
+    prior = load_prior(folder, "float32")
     levels = [2 * level / 255 for level in VALIDATION_LEVELS]
     values = [float(psnr(denoise(prior, noisy(pictures, s), s), pictures).mean()) for s in levels]
     named = zip(VALIDATION_LEVELS, values, strict=True)

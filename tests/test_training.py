@@ -94,7 +94,7 @@ def test_weights_stored_in_half_precision_are_computed_in_float32(scripts, tmp_p
     stored = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
     assert {weight.dtype for weight in stored.values()} == {torch.float16}
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
-    loaded = load_prior(tmp_path).backbone.network
+    loaded = load_prior(tmp_path, "float32").backbone.network
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     network.load_state_dict({name: weight.float() for name, weight in stored.items()})
     x = torch.randn(1, 3, 16, 16)
@@ -194,7 +194,7 @@ def test_a_training_from_weights_begins_with_them(scripts, data, tmp_path, monke
     out = tmp_path / "out"
     train_natural(monkeypatch, "--data", data, "--out", out, *TINY, "--start", tmp_path / "small", "--minutes", 0)
     x = torch.randn(1, 3, 16, 16)
-    old, new = (load_prior(folder).backbone.network(x, 300.0).sample for folder in (tmp_path / "small", out))
+    old, new = (load_prior(folder, "float32").backbone.network(x, 300.0).sample for folder in (tmp_path / "small", out))
     torch.testing.assert_close(new, old)
 
 
