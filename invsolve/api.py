@@ -8,6 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
@@ -94,8 +95,9 @@ def restore(
         observers: called after every step.
 
     Returns:
-        Result: samples (B, S, C, H, W) in [-1, 1], their mean and std, a status for each, statistics, and the
-            record of what was asked.  What speaks against them is in `doubts`, and is a DoubtWarning too.
+        Result: samples (B, S, C, H, W) in [-1, 1], without the operator's `border`, their mean and std, a status for
+            each, statistics, and the record of what was asked.  What speaks against them is in `doubts`, and is a
+            DoubtWarning too.
 
     Raises:
         ValueError: an unknown name or field, a shape or value that does not fit; the message says what to do.
@@ -160,6 +162,7 @@ def restore(
         "times": solver.times if times is None else times,
         "samples": samples,
         "dtype": str(_network_dtype(prior) or wide).removeprefix("torch."),
+        "notes": list(operator.notes),
         "software": {"invsolve": version("invsolve"), "torch": torch.__version__},
     }
     if (hidden := hidden_share(operator.data_mask)) is not None:
@@ -168,7 +171,7 @@ def restore(
     result = judge(joined, problems, solver, prior, times, rounding, far)
     if told := list(dict.fromkeys(itertools.chain.from_iterable(result.doubts))):
         warnings.warn(" ".join(told), DoubtWarning, stacklevel=2)
-    return result
+    return replace(result, samples=operator.crop(result.samples))
 
 
 def _check_arguments(operator: object, prior: object, solver: object, times: object) -> None:

@@ -12,7 +12,6 @@ from PIL import Image
 from .devices import parse_dtype
 from .files import Source
 from .holes import load_mask
-from .images import load_image
 from .operators import OPERATORS, Inpaint, Operator, Shape, build_operator
 from .priors import Mode, Prior, Prompts, default_dtype, load_prior
 from .problem import GaussianNoise, Noise, NoNoise, PoissonNoise
@@ -214,7 +213,7 @@ def fields_for(name: str, fields: dict[str, Any], source: Source) -> dict[str, A
 
 
 def operator_for(name: str, fields: dict[str, Any], image_shape: Shape, max_pixels: int) -> Operator:
-    """Build the operator; mask and kernel files pass the same checks as pictures do.
+    """Build the operator; a mask file passes the same checks as a picture does.
 
     Raises:
         ValueError: a field has no sense for this picture, or a file cannot be used.
@@ -227,8 +226,6 @@ def operator_for(name: str, fields: dict[str, Any], image_shape: Shape, max_pixe
                 f"{image_shape[2]} x {image_shape[1]}; they must be of one size, so scale the mask."
             )
         return Inpaint(image_shape, observed=~holes)
-    if name == "blur-kernel":
-        load_image(fields["kernel"], max_pixels)
     return build_operator(name, image_shape, **fields)
 
 

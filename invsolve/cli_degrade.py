@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from . import __version__
 from .choices import (
@@ -28,7 +29,7 @@ from .encode import OUTPUT_SUFFIXES, encode_picture, provenance, provenance_of
 from .files import MEASUREMENT, Source, check_writable, expand_inputs, plan_outputs
 from .holes import hidden_share, mask_notes
 from .images import Picture, at_bit_depth, load_image
-from .operators import Inpaint
+from .operators import Inpaint, Operator
 from .problem import GaussianNoise, Noise, NoNoise, simulate
 from .record import check_targets, typed_name, write_outputs
 from .rng import ImageRng, derive_seed
@@ -139,7 +140,10 @@ def _degrade_one(plan: Plan, source: Source, output: Path) -> tuple[str, Path | 
     y = simulate(built, plan.noise, picture.tensor[None], ImageRng([derive_seed(plan.seed, picture.sha256)]))[0]
     if y.ndim != 3 or len(y) not in (1, 3):
         raise ValueError(f"The data of {name} has shape {tuple(y.shape)} and is not a picture; use the Python API.")
+    if like.alpha is not None:
+        like = replace(like, alpha=built.crop(torch.from_numpy(like.alpha)).numpy())
     clipped, hidden = (y.abs() > 1).float().mean().item(), hidden_share(built.data_mask)
+    notes = _notes(built, y, clipped, hidden)
     record_path, mask_path = _record_of(output), _mask_of(output, plan.folder)
     masked = isinstance(built, Inpaint)
     check_targets(
@@ -161,14 +165,13 @@ def _degrade_one(plan: Plan, source: Source, output: Path) -> tuple[str, Path | 
         "seed": plan.seed,
         "clipped": clipped,
         "hidden": hidden,
+        "border": list(built.border),
+        "notes": notes,
     }
     old = [mask_path] if not masked and provenance_of(mask_path).get("tool") == "degrade" else []
     write_outputs(files, record_path, record, old)
-    notes = [] if hidden is None else [f"{100 * hidden:.3g} % hidden", *mask_notes(built.data_mask)]
-    if clipped:
-        notes.append(f"{100 * clipped:.1f} % of the values were clipped to the range of a picture")
-    text = f"degraded {source.name} -> {output}" + "".join(f" ({note})" for note in notes)
-    return text, mask_path if masked else None
+    told = "".join(f" ({note.rstrip('.')})" for note in notes)
+    return f"degraded {source.name} -> {output}{told}", mask_path if masked else None
 
 
 def _command(plan: Plan, fields: dict[str, Any], measured: Path, mask: Path | None) -> str:
@@ -189,3 +192,19 @@ def _record_of(output: Path) -> Path:
 def _mask_of(output: Path, folder: Path) -> Path:
     """The mask of a measurement, where `invsolve restore FOLDER --mask FOLDER/masks` looks for it."""
     return folder / MASKS / output.relative_to(folder).with_suffix(".png")
+
+
+def _notes(operator: Operator, y: Tensor, clipped: float, hidden: float | None) -> list[str]:
+    """What to tell of a measurement, as sentences."""
+    notes = list(operator.notes)
+    if any(operator.border):
+        rows, columns = operator.border
+        notes.append(
+            f"{y.shape[-1]} x {y.shape[-2]} pixels: {rows} rows and {columns} columns less on every side, as the blur "
+            "there depends on what lies beyond the border."
+        )
+    if hidden is not None:
+        notes += [f"{100 * hidden:.3g} % hidden", *mask_notes(operator.data_mask)]
+    if clipped:
+        notes.append(f"{100 * clipped:.1f} % of the values were clipped to the range of a picture.")
+    return notes

@@ -21,6 +21,7 @@ from .files import Source, check_writable, expand_inputs
 from .fit import StageReport, fit, new_card
 from .images import load_image
 from .operators import Operator, Shape
+from .operators.sizes import bordered_shape
 from .priors import as_grey, load_prior
 from .problem import GaussianNoise, NoNoise
 from .record import prior_sha256
@@ -69,12 +70,12 @@ def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: Fi
         noise = GaussianNoise(noise) if noise > 0 else NoNoise()
     if bool(inputs) == (options.prior is not None):
         raise ValueError("Name pictures to learn from, or a prior to draw them from with --prior; one of the two.")
-    canvas = options.size if options.canvas is None else options.canvas
     check_at_least(1, size=options.size, prior_steps=options.prior_steps)
     check_at_least(2, pairs=options.pairs)
-    check_at_least(options.size, canvas=canvas)
+    shape = bordered_shape(name, (1 if options.grey else 3, options.size, options.size), **fields)
+    canvas = max(shape[1:]) if options.canvas is None else options.canvas
+    check_at_least(max(shape[1:]), canvas=canvas)
     device = find_device(options.device)
-    shape = (1 if options.grey else 3, options.size, options.size)
     operator = operator_for(name, fields, shape, options.max_pixels).to(device)
     text = format_spec(name, public_fields(fields))
     check_folder_name(out)
@@ -93,7 +94,7 @@ def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: Fi
         weights = prior_sha256(options.prior)
         named = Path(options.prior).name + (f" ({weights[:12]})" if weights else "")
         source = f"{options.pairs} samples of {named}, {options.prior_steps} steps"
-        if canvas > options.size:
+        if shape[1:] != (canvas, canvas):
             source += f", cut from {canvas} x {canvas}"
             if prior.has_decoder:
                 raise ValueError("--canvas cuts pictures, not latents; leave it out for a latent prior.")

@@ -250,7 +250,7 @@ def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tupl
         "times": result.record["times"],
         "hidden": result.record.get("hidden"),
     }
-    notes = _save(result, output, picture, about)
+    notes = [*operator.notes, *_save(result, output, picture, about)]
     if about["hidden"] is not None:
         notes.insert(0, f"{100 * about['hidden']:.3g} % hidden")
     return "restored", f"restored {source.name} -> {output}" + "".join(f" ({note})" for note in notes)
@@ -304,7 +304,7 @@ def _public_solver(solver: str) -> tuple[str, str | None]:
 
 def _save(result: Result, output: Path, picture: Picture, about: dict[str, Any]) -> list[str]:
     """Write the pictures and, last, the record, whose presence means that all of them are there; what to tell, too."""
-    notes = list(picture.notes)
+    notes = [*picture.notes, *result.record["notes"]]
     if picture.alpha is not None and picture.alpha.shape != tuple(result.samples.shape[-2:]):
         notes.append("Alpha was resized to the size of the restored picture.")
     made = provenance(
@@ -333,5 +333,5 @@ def _describe(source: Source, picture: Picture, operator: Operator, noise: Noise
     kind = f"{width} x {height}, {'grey' if channels == 1 else 'RGB'}, {picture.bit_depth} bit"
     if (hidden := hidden_share(operator.data_mask)) is not None:
         kind += f", {100 * hidden:.3g} % hidden"
-    shape = operator.image_shape
+    shape = operator.shown_shape
     return f"would restore {source.name} ({kind}) to {shape[2]} x {shape[1]}, noise {sigma_of(noise)} -> {output}"

@@ -9,17 +9,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .api import default_solver
+from .api import default_solver, restore
 from .atomic import atomic_folder
 from .encode import check_folder_name, figure_metadata, provenance, save_png
 from .metrics import psnr, ssim
 from .operators import OPERATORS, build_operator
 from .priors import Prior, load_prior
-from .problem import GaussianNoise, NoNoise, Problem, simulate
+from .problem import GaussianNoise, NoNoise, simulate
 from .result import Result, Status, json_number, spread_picture
 from .rng import ImageRng
-from .solve import Observer, solve
-from .solvers import build_solver
+from .solve import Observer
 from .spec import parse_spec
 
 __all__ = ["HEADER", "TASKS", "DemoRow", "Task", "demo_photo", "run_demo"]
@@ -112,12 +111,13 @@ def run_demo(
             noise = GaussianNoise(task.sigma) if task.sigma else NoNoise()
             y = simulate(operator, noise, truth, ImageRng([seed]))
             spec = default_solver(operator)
-            solver = build_solver(spec)
-            problem = Problem(operator, noise, y)
-            result = solve(
-                problem,
-                prior,
-                solver,
+            shown = operator.crop(truth)
+            result = restore(
+                y,
+                operator=operator,
+                prior=prior,
+                solver=spec,
+                sigma=noise,
                 steps=STEPS,
                 samples=samples,
                 seed=seed,
@@ -126,14 +126,14 @@ def run_demo(
             )
             if any(status is not Status.ok for status in result.status[0]):
                 raise ValueError(f"{task.title}: {Status.nonfinite.value}")
-            _save_pictures(work, f"{k}-{name}", y, truth, result)
+            _save_pictures(work, f"{k}-{name}", y, shown, result)
             row = DemoRow(
                 task=task.title,
                 solver=spec,
-                psnr=float(psnr(result.mean, truth)),
-                ssim=float(ssim(result.mean, truth)),
-                psnr_sample=float(psnr(result.images, truth)),
-                chi2=json_number(float(result.chi2.mean())),
+                psnr=float(psnr(result.mean, shown)),
+                ssim=float(ssim(result.mean, shown)),
+                psnr_sample=float(psnr(result.images, shown)),
+                chi2=json_number(float(result.chi2.mean())) if task.sigma else None,
                 network_calls=result.stats["network"],
                 seconds=result.stats["seconds"],
             )

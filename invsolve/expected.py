@@ -73,7 +73,7 @@ def kind_of(operator: Operator) -> str:
         return "denoising"
     if isinstance(operator, JPEG):
         return "JPEG"
-    shape, data = operator.image_shape, operator.data_shape
+    shape, data = operator.shown_shape, operator.data_shape
     if not isinstance(operator, LinearOperator) or len(data) != 3 or data[0] != shape[0]:
         return ""
     if max(data[1] / shape[1], data[2] / shape[2]) < HALVED:

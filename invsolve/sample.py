@@ -98,23 +98,26 @@ def sample_pictures(
     canvas: int,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Latents of the prior with their pictures (B, *shape); of a larger canvas, the squares that it is cut into, twice.
+    """Latents of the prior with their pictures (B, *shape); of a larger canvas, the parts that it is cut into, twice.
 
     Arguments:
         prior: on the device wanted; of pixels, if the canvas is larger than the pictures.
-        shape: (C, H, W) of the pictures, H = W.
+        shape: (C, H, W) of the pictures.
         rng: one generator per picture; of those on one canvas, that of a single one is used.
         times: as for `sample_prior`.
-        canvas: side of what is drawn, at least H.
+        canvas: side of what is drawn, at least H and W.
         device: of the result.
     """
-    channels, side, _ = shape
-    across, n = canvas // side, len(rng.seeds)
-    z = sample_prior(prior, (channels, canvas, canvas), ImageRng(rng.seeds[: -(-n // across**2)]), times, device=device)
+    channels, height, width = shape
+    down, across, n = canvas // height, canvas // width, len(rng.seeds)
+    drawn = ImageRng(rng.seeds[: -(-n // (down * across))])
+    z = sample_prior(prior, (channels, canvas, canvas), drawn, times, device=device)
     x = torch.cat([prior.decode(part) for part in z.split(CHUNK)])
-    if canvas == side:
+    if (height, width) == (canvas, canvas):
         return z, x
-    tiles = x[..., : across * side, : across * side].unfold(2, side, side).unfold(3, side, side)  # (B, C, k, k, h, w)
+    tiles = (
+        x[..., : down * height, : across * width].unfold(2, height, height).unfold(3, width, width)
+    )  # (B, C, k, k, h, w)
     tiles = tiles.permute(0, 2, 3, 1, 4, 5).reshape(-1, *shape)[:n].contiguous()
     return tiles, tiles
 

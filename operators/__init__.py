@@ -4,7 +4,7 @@ if __name__ == "operators":  # found from the root of the repository, where it w
     raise ImportError("operators is a part of invsolve: import invsolve.operators instead.")
 
 from .base import Chain, Compose, LinearOperator, Operator, PinvOperator, Shape
-from .blur import CircularBlur, PaddedBlur
+from .blur import CircularBlur, PaddedBlur, SeparableBlur
 from .color import Grayscale
 from .identity import Identity
 from .inpaint import Inpaint
@@ -30,6 +30,7 @@ __all__ = [
     "PaddedBlur",
     "PinvOperator",
     "Separable",
+    "SeparableBlur",
     "Shape",
     "SpectralOperator",
     "build_operator",

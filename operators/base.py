@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..linalg import cg, expand_to, norm
+from ..linalg import norm, proximal_cg
 
 __all__ = [
     "Chain",
@@ -97,6 +97,7 @@ class Operator(nn.Module, abc.ABC):
 
     fields: ClassVar[tuple[str, ...]] = ()
     spec: dict[str, Any] | None = None  # {"name": row of OPERATORS, **fields}: set by build_operator, for records
+    notes: tuple[str, ...] = ()  # what its user should know, as sentences
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -128,6 +129,22 @@ class Operator(nn.Module, abc.ABC):
     def data_mask(self) -> Tensor | None:
         """1 where an entry of y was measured, 0 where it is a placeholder; broadcasts over y.  None: all measured."""
         return None
+
+    @property
+    def border(self) -> tuple[int, int]:
+        """Rows and columns by which a picture goes on beyond what its data show, on every side."""
+        return 0, 0
+
+    @property
+    def shown_shape(self) -> Shape:
+        """(C, H, W) of a picture without its `border`."""
+        (top, left), (channels, height, width) = self.border, self.image_shape
+        return channels, height - 2 * top, width - 2 * left
+
+    def crop(self, x: Tensor) -> Tensor:
+        """Pictures (..., H, W) without their `border`: the part that the data show."""
+        (top, left), (_, height, width) = self.border, self.shown_shape
+        return x[..., top : top + height, left : left + width]
 
     def __call__(self, x: Tensor) -> Tensor:
         return super().__call__(x)
@@ -173,19 +190,14 @@ class LinearOperator(PinvOperator):
     def pinv(self, y: Tensor) -> Tensor:
         """A^+ y, the minimum-norm least-squares solution, of which the smallest singular values are damped.
 
-        Iterated Tikhonov regularisation: from x = 0, three times x + (A^T A + d)^-1 A^T (y - A x) with the damping
-        d = (|A| / 100)^2.  A singular value v is inverted up to the part (d / (v^2 + d))^3, so that
-        |A A^+ A x - A x| is at most 0.003 |A| |x|, and 1e-6 of the part of A x that has v >= |A| / 10.
+        Iterated Tikhonov regularisation: from x = 0, three times x + (A^T A + d)^-1 A^T (y - A x), which is a proximal
+        step, with the damping d = (|A| / 100)^2.  A singular value v is inverted up to the part (d / (v^2 + d))^3, so
+        that |A A^+ A x - A x| is at most 0.003 |A| |x|, and 1e-6 of the part of A x that has v >= |A| / 10.
         """
-        damping = (_DAMPING * self._norm) ** 2
-        x = torch.zeros_like(self.adjoint(y))
+        damping = y.new_tensor((_DAMPING * self._norm) ** 2)
+        x = y.new_zeros(len(y), *self.image_shape)
         for _ in range(_PASSES):
-            x = x + cg(
-                lambda u: self.adjoint(self.forward(u)) + damping * u,
-                self.adjoint(y - self.forward(x)),
-                tolerance=1e-5,
-                max_steps=500,
-            )
+            x = self.prox(x, y, damping)
         return x
 
     @cached_property
@@ -199,18 +211,46 @@ class LinearOperator(PinvOperator):
         return float(norm(x)) ** 0.5
 
     def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
-        """argmin_u |A u - y|^2 + rho |u - x|^2 for rho > 0, a scalar or one per image (B,)."""
-        weight = expand_to(rho, x)
-        return cg(
-            lambda u: self.adjoint(self.forward(u)) + weight * u,
-            self.adjoint(y) + weight * x,
-            x,
-            tolerance=1e-7,
-            max_steps=500,
+        """argmin_u |A u - y|^2 + rho |u - x|^2 for rho > 0, a scalar or one per image (B,); see `proximal_cg`."""
+        return proximal_cg(self.forward, self.adjoint, x, y, torch.as_tensor(rho, dtype=x.dtype, device=x.device))
+
+
+class _Both(Operator):
+    """A @ B: what the two ways of putting operators one after the other share."""
+
+    outer: Operator
+    inner: Operator
+
+    def __init__(self, outer: Operator, inner: Operator) -> None:
+        super().__init__(inner.image_shape)
+        if inner.data_shape != outer.image_shape:
+            raise ValueError(
+                f"A @ B: {type(outer).__name__} takes images {outer.image_shape} but {type(inner).__name__} gives "
+                f"{inner.data_shape}; build the left operator with image_shape={inner.data_shape}."
+            )
+        self.outer, self.inner = outer, inner
+        self.notes = (*inner.notes, *outer.notes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer.forward(self.inner.forward(x))
+
+    @property
+    def data_mask(self) -> Tensor | None:
+        return self.outer.data_mask
+
+    @property
+    def border(self) -> tuple[int, int]:
+        """The border of B, and that of A in pixels of the picture."""
+        rows, columns = (
+            own + outer * -(-(size - 2 * own) // data)
+            for own, outer, size, data in zip(
+                self.inner.border, self.outer.border, self.image_shape[1:], self.outer.image_shape[1:], strict=True
+            )
         )
+        return rows, columns
 
 
-class Compose(LinearOperator):
+class Compose(_Both, LinearOperator):
     """A @ B, first B, then A, both linear: (A B)^T = B^T A^T.
 
     Arguments:
@@ -221,23 +261,14 @@ class Compose(LinearOperator):
         ValueError: if A does not take what B gives.
     """
 
-    def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
-        super().__init__(inner.image_shape)
-        _check_chain(outer, inner)
-        self.outer, self.inner = outer, inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.outer.forward(self.inner.forward(x))
+    outer: LinearOperator
+    inner: LinearOperator
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.inner.adjoint(self.outer.adjoint(y))
 
-    @property
-    def data_mask(self) -> Tensor | None:
-        return self.outer.data_mask
 
-
-class Chain(Operator):
+class Chain(_Both):
     """A @ B where at least one of the two is not linear: first B, then A.
 
     Arguments:
@@ -247,26 +278,6 @@ class Chain(Operator):
     Raises:
         ValueError: if A does not take what B gives.
     """
-
-    def __init__(self, outer: Operator, inner: Operator) -> None:
-        super().__init__(inner.image_shape)
-        _check_chain(outer, inner)
-        self.outer, self.inner = outer, inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.outer.forward(self.inner.forward(x))
-
-    @property
-    def data_mask(self) -> Tensor | None:
-        return self.outer.data_mask
-
-
-def _check_chain(outer: Operator, inner: Operator) -> None:
-    if inner.data_shape != outer.image_shape:
-        raise ValueError(
-            f"A @ B: {type(outer).__name__} takes images {outer.image_shape} but {type(inner).__name__} gives "
-            f"{inner.data_shape}; build the left operator with image_shape={inner.data_shape}."
-        )
 
 
 def _brief(value: object) -> str:

@@ -1,4 +1,7 @@
-"""Blur kernels: pure functions giving float64 of odd size, with sum 1 and the centre of mass on the middle pixel."""
+"""Blur kernels: pure functions giving float64 of odd size, with sum 1 and the centre of mass on the middle pixel.
+
+Only a kernel that is read from a file may have its centre of mass up to half a pixel beside it.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ import math
 import torch
 from torch import Tensor
 
-from .pictures import read_grey
+from .pictures import read_taps
 from .seeds import seeded
 
-__all__ = ["camera_shake", "from_file", "gaussian", "linear_motion", "uniform"]
+__all__ = ["camera_shake", "disk", "from_file", "gaussian", "linear_motion", "offset", "offset_note", "uniform"]
 
 _LARGEST_SIDE = 4095  # wider than the blur of any picture restored here; a kernel of this side takes 134 MB
 _LARGEST_INTENSITY = 10.0  # the path's speed varies by its exponential
+_COLUMNS = 256  # into which a pixel is cut to find how much of it a disk covers
+_BACKGROUND = 0.05  # the largest part of a kernel that the level at its border may make up
 
 
 def gaussian(sigma: float, size: int | None = None) -> Tensor:
@@ -47,6 +52,32 @@ def uniform(size: int) -> Tensor:
     return torch.full((size, size), 1 / size**2, dtype=torch.float64)
 
 
+def disk(radius: float) -> Tensor:
+    """The image of a point that is out of focus: constant within a circle, each pixel as far as the circle covers it.
+
+    Arguments:
+        radius: in pixels; it need not be whole.
+
+    Raises:
+        ValueError: if the radius is not positive, or too large.
+    """
+    if not 0 < radius <= _LARGEST_SIDE // 2:
+        raise ValueError(
+            f"radius is that of the disk into which a point is blurred, in pixels, positive and at most "
+            f"{_LARGEST_SIDE // 2}, got {radius}; 2 to 20 blur a picture visibly."
+        )
+    reach = math.ceil(radius - 0.5)  # of the pixels that the circle touches
+    size = 2 * _radius(2 * reach + 1) + 1
+    # Pixel i has the columns from i - 1/2 to i + 1/2; in each of them the circle covers the rows within +- half.
+    x = (torch.arange(size * _COLUMNS, dtype=torch.float64) + 0.5) / _COLUMNS - size / 2
+    half = (radius**2 - x.square()).clamp_min(0).sqrt().reshape(size, 1, _COLUMNS)
+    edge = (torch.arange(size, dtype=torch.float64) - reach)[None, :, None]
+    covered = torch.minimum(half, edge + 0.5) - torch.maximum(-half, edge - 0.5)
+    kernel = covered.clamp_min(0).mean(dim=2)
+    kernel = (kernel + kernel.mT) / 2  # the midpoint rule treats the two axes a little differently
+    return kernel / kernel.sum()
+
+
 def linear_motion(length: float, angle: float) -> Tensor:
     """A straight movement at constant speed.
 
@@ -67,7 +98,7 @@ def linear_motion(length: float, angle: float) -> Tensor:
     way = length * ((torch.arange(n, dtype=torch.float64) + 0.5) / n - 0.5)
     theta = math.radians(angle)
     path = torch.stack((-math.sin(theta) * way, math.cos(theta) * way), dim=1)  # rows count downwards
-    return _splat(path, torch.ones(n, dtype=torch.float64), radius)
+    return _trimmed(_splat(path, torch.ones(n, dtype=torch.float64), radius))
 
 
 def camera_shake(size: int, seed: int, intensity: float) -> Tensor:
@@ -103,22 +134,70 @@ def camera_shake(size: int, seed: int, intensity: float) -> Tensor:
 
 
 def from_file(path: str) -> Tensor:
-    """The kernel drawn in a grey picture, black being 0.
+    """The kernel in a grey picture (PNG, TIFF, ... of 8 or 16 bits or float) or a NumPy array (.npy); black is 0.
 
-    The picture is shifted by the sub-pixel amount that puts its centre of mass on the middle pixel, so that the
-    blur does not move the image; a kernel that is centred already is not changed, up to its sum and black borders.
+    Its taps are kept, up to their sum and black borders.  The pixel next to its centre of mass becomes the middle, so
+    that the blur moves the image by less than a pixel: by `offset`.
 
     Raises:
-        ValueError: if there is no readable picture, or it is black, has transparent pixels or is too large.
+        ValueError: if there is no readable picture or array, or it is black, has transparent pixels, negative sum,
+            a background that is not black, or is too large.
     """
-    weight = read_grey(path)
-    if not weight.any():
-        raise ValueError(f"The kernel picture {path!r} is black; bright pixels are the path of the blur.")
-    points = weight.nonzero().double()
-    weight = weight[weight > 0]
-    points = points - (weight[:, None] * points).sum(dim=0) / weight.sum()
-    radius = math.ceil(points.abs().max() - 1e-9)  # a rounding error adds no border
-    return _splat(points, weight, _radius(2 * radius + 1))
+    taps = read_taps(path)
+    if not taps.any():
+        raise ValueError(f"The kernel {path!r} is black; bright pixels are the path of the blur.")
+    if (total := float(taps.sum())) <= 1e-6 * float(taps.abs().sum()):
+        raise ValueError(f"The taps of the kernel {path!r} sum to {total:.3g}; those of a blur sum to more than 0.")
+    _check_background(taps, path)
+    points = taps.nonzero()
+    (top, left), (bottom, right) = points.amin(dim=0).tolist(), points.amax(dim=0).tolist()
+    taps = taps[top : bottom + 1, left : right + 1] / total
+    centre = [float((taps.sum(dim=1 - axis) * torch.arange(n)).sum()) for axis, n in enumerate(taps.shape)]
+    middle = [
+        min(max(math.ceil(c - 0.5 - 1e-9), 0), n - 1)  # 0 to n - 1 unless taps are negative
+        for c, n in zip(centre, taps.shape, strict=True)
+    ]
+    reach = [max(m, n - 1 - m) for m, n in zip(middle, taps.shape, strict=True)]
+    sides = [2 * _radius(2 * r + 1) + 1 for r in reach]
+    kernel = torch.zeros(*sides, dtype=torch.float64)
+    (y, x), (height, width) = (r - m for r, m in zip(reach, middle, strict=True)), taps.shape
+    kernel[y : y + height, x : x + width] = taps
+    return kernel
+
+
+def offset(kernel: Tensor) -> tuple[float, float]:
+    """How far its centre of mass lies below and to the right of the middle pixel, in pixels: rows, columns."""
+    rows, columns = (
+        float((kernel.sum(dim=1 - axis) * (torch.arange(n) - n // 2)).sum()) for axis, n in enumerate(kernel.shape)
+    )
+    return rows, columns
+
+
+def offset_note(kernel: Tensor) -> tuple[str, ...]:
+    """The sentence about a centre of mass beside the middle pixel; none if it is at most 0.005 pixels beside it."""
+    rows, columns = offset(kernel)
+    if max(abs(rows), abs(columns)) <= 0.005:
+        return ()
+    return (
+        f"The kernel's centre of mass lies {rows:+.2f} rows and {columns:+.2f} columns from its middle pixel, so that "
+        "the restored picture is shifted by this against the blurred one.",
+    )
+
+
+def _check_background(taps: Tensor, path: str) -> None:
+    """Refuse an inverted kernel, and one on a grey background; one that is cut at its border has neither."""
+    if min(taps.shape) < 3 or taps.min() >= 0.9 * taps.max():  # a line, or a box
+        return
+    inside = taps[1:-1, 1:-1]
+    frame = torch.cat([taps[0], taps[-1], taps[1:-1, 0], taps[1:-1, -1]])
+    low, level, high = frame.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+    flat = high - low <= 0.1 * float(taps.max())
+    if level * taps.numel() > _BACKGROUND * float(taps.sum()) and (flat or level >= 0.8 * float(inside.median())):
+        raise ValueError(
+            f"The border of the kernel {path!r} is not black: it has {100 * level / float(taps.max()):.0f} % of the "
+            "largest value; invert the picture if the kernel is dark, else subtract the background, or add a black "
+            "border if the level belongs to the kernel."
+        )
 
 
 def _radius(size: int) -> int:
@@ -127,6 +206,16 @@ def _radius(size: int) -> int:
     if size > _LARGEST_SIDE:
         raise ValueError(f"A kernel is at most {_LARGEST_SIDE} pixels wide, this one has {size}; make it smaller.")
     return size // 2
+
+
+def _trimmed(kernel: Tensor) -> Tensor:
+    """Without rows and columns at its border that hold nothing but rounding errors, as many on either side."""
+    for axis in (0, 1):
+        reach = kernel.shape[axis] // 2
+        used = (kernel.sum(dim=1 - axis) > 1e-12 * kernel.max()).nonzero().flatten() - reach
+        most = int(used.abs().max())
+        kernel = kernel.narrow(axis, reach - most, 2 * most + 1)
+    return kernel / kernel.sum()
 
 
 def _splat(points: Tensor, weight: Tensor, radius: int) -> Tensor:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import tifffile
 import torch
 from torch import Tensor
 
 from ..holes import load_mask
-from ..images import load_image
+from ..images import MAX_PIXELS, load_image
 
-__all__ = ["read_grey", "read_holes"]
+__all__ = ["read_grey", "read_holes", "read_taps"]
 
 
 def read_grey(path: str) -> Tensor:
@@ -27,6 +30,57 @@ def read_grey(path: str) -> Tensor:
     top = 2**picture.bit_depth - 1
     levels = ((picture.tensor.to(torch.float64) + 1) / 2 * top).round()  # whole again, after the float32 of the tensor
     return levels.mean(dim=0) / top
+
+
+def read_taps(path: str) -> Tensor:
+    """The numbers of a kernel file, black or 0 being 0: float64 (H, W), of any scale.
+
+    NumPy arrays (.npy) and TIFF files of floats hold the taps themselves, every other picture levels of grey.
+
+    Raises:
+        ValueError: if the file cannot be read or holds anything else.
+    """
+    if Path(path).suffix.lower() == ".npy":
+        values = _read_array(path)
+    else:
+        floats = _read_float_tiff(path)
+        if floats is None:
+            return read_grey(path)
+        values = floats
+    if values.ndim == 3:  # channels, first or last
+        axis = 2 if values.shape[2] in (1, 3) else 0
+        values = values.mean(axis=axis) if values.shape[axis] in (1, 3) else values
+    if values.ndim != 2 or values.dtype.kind not in "fiub" or 0 in values.shape or not np.isfinite(values).all():
+        raise ValueError(
+            f"The kernel {path!r} holds {values.dtype} numbers of shape {values.shape}; it must hold finite real ones "
+            "of shape (height, width)."
+        )
+    return torch.from_numpy(values.astype(np.float64))
+
+
+def _read_array(path: str) -> np.ndarray:
+    try:
+        lazy = np.load(path, mmap_mode="r")  # objects are refused: that is its default
+        if not isinstance(lazy, np.ndarray) or lazy.size > MAX_PIXELS:
+            raise ValueError("it is no single array of the size of a kernel")
+        return np.array(lazy)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"Cannot read the array {path!r} ({str(error).rstrip('.')}); save it with numpy.save."
+        ) from None
+
+
+def _read_float_tiff(path: str) -> np.ndarray | None:
+    """The numbers of a TIFF file of floats; None for every other file."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages.first
+            fits = (
+                page.dtype is not None and page.dtype.kind == "f" and page.imagewidth * page.imagelength <= MAX_PIXELS
+            )
+            return page.asarray() if fits else None
+    except Exception:  # noqa: BLE001  no TIFF, or damaged: what reads the other files has the sentence
+        return None
 
 
 def read_holes(path: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -37,12 +38,6 @@ class Separable(SpectralOperator):
     fields: ClassVar[tuple[str, ...]] = ("vertical", "horizontal", "cutoff")
     vertical: Tensor  # L
     horizontal: Tensor  # R
-    vertical_data: Tensor  # U
-    vertical_image: Tensor  # V
-    horizontal_data: Tensor  # P
-    horizontal_image: Tensor  # Q
-    values: Tensor  # v
-    kept: Tensor  # v, or 0 where it is lost
 
     def __init__(self, image_shape: Shape, *, vertical: Tensor, horizontal: Tensor, cutoff: float = 1e-8) -> None:
         super().__init__(image_shape)
@@ -55,15 +50,7 @@ class Separable(SpectralOperator):
             )
         self.register_buffer("vertical", vertical.to(torch.float64))
         self.register_buffer("horizontal", horizontal.to(torch.float64))
-        u, a, vt = torch.linalg.svd(self.vertical, full_matrices=False)
-        p, b, qt = torch.linalg.svd(self.horizontal, full_matrices=False)
-        self.register_buffer("vertical_data", u)
-        self.register_buffer("vertical_image", vt.mT.contiguous())
-        self.register_buffer("horizontal_data", p)
-        self.register_buffer("horizontal_image", qt.mT.contiguous())
-        values = torch.outer(a, b)
-        self.register_buffer("values", values)
-        self.register_buffer("kept", values.where(values > cutoff * values.max(), 0))
+        self._decomposition: _Decomposition | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return _sandwich(self.vertical, x, self.horizontal.mT)
@@ -73,26 +60,54 @@ class Separable(SpectralOperator):
 
     def pinv(self, y: Tensor) -> Tensor:
         """The image V (U^T Y P / v) Q^T, without what is lost."""
-        v = self.kept.to(y.dtype)
+        v = self._parts.kept.to(y.dtype)
         return self._synthesise(torch.where(v > 0, 1 / v, 0) * self._analyse_data(y))
 
     def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
         """The step x + V (U^T (y - A x) P v / (v^2 + rho)) Q^T."""
-        v = self.values.to(x.dtype)
+        v = self._parts.values.to(x.dtype)
         return x + self._synthesise(v / (v**2 + expand_to(rho, x)) * self._analyse_data(y - self.forward(x)))
 
     def spectral(self, x: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
         """The image fn(0) x + V ((fn(v) - fn(0)) V^T X Q) Q^T: fn(0) for what the thin bases V and Q do not reach."""
-        v = self.kept.to(x.dtype)
+        v = self._parts.kept.to(x.dtype)
         lost = fn(v.new_zeros(()))
-        coefficients = _sandwich(self.vertical_image.mT, x, self.horizontal_image)
+        coefficients = _sandwich(self._parts.vertical_image.mT, x, self._parts.horizontal_image)
         return lost * x + self._synthesise((fn(v) - lost) * coefficients)
 
     def _analyse_data(self, y: Tensor) -> Tensor:
-        return _sandwich(self.vertical_data.mT, y, self.horizontal_data)
+        return _sandwich(self._parts.vertical_data.mT, y, self._parts.horizontal_data)
 
     def _synthesise(self, coefficients: Tensor) -> Tensor:
-        return _sandwich(self.vertical_image, coefficients, self.horizontal_image.mT)
+        return _sandwich(self._parts.vertical_image, coefficients, self._parts.horizontal_image.mT)
+
+    @property
+    def _parts(self) -> _Decomposition:
+        """Found when it is first needed: it takes a minute for sides of 4000 pixels."""
+        if self._decomposition is None or self._decomposition.values.device != self.vertical.device:
+            self._decomposition = _decompose(self.vertical, self.horizontal, self.cutoff)
+        return self._decomposition
+
+
+@dataclass(frozen=True)
+class _Decomposition:
+    """L = U diag(a) V^T and R = P diag(b) Q^T."""
+
+    vertical_data: Tensor  # U
+    vertical_image: Tensor  # V
+    horizontal_data: Tensor  # P
+    horizontal_image: Tensor  # Q
+    values: Tensor  # v_ij = a_i b_j
+    kept: Tensor  # v, or 0 where it is lost
+
+
+def _decompose(vertical: Tensor, horizontal: Tensor, cutoff: float) -> _Decomposition:
+    u, a, vt = torch.linalg.svd(vertical, full_matrices=False)
+    same = vertical.shape == horizontal.shape and torch.equal(vertical, horizontal)
+    p, b, qt = (u, a, vt) if same else torch.linalg.svd(horizontal, full_matrices=False)
+    values = torch.outer(a, b)
+    kept = values.where(values > cutoff * values.max(), 0)
+    return _Decomposition(u, vt.mT.contiguous(), p, qt.mT.contiguous(), values, kept)
 
 
 def downsample(image_shape: Shape, *, factor: int = 4) -> Separable:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Shape
-from .table import IMAGE_SHAPES, operator_fields
+from .blur import picture_shape
+from .table import IMAGE_SHAPES, KERNELS, operator_fields
 
-__all__ = ["image_shape_of"]
+__all__ = ["bordered_shape", "image_shape_of"]
 
 
 def image_shape_of(name: str, data_shape: Shape, **fields: Any) -> Shape:
@@ -22,5 +23,22 @@ def image_shape_of(name: str, data_shape: Shape, **fields: Any) -> Shape:
         ValueError: if there is no such row, or the operator gives no data of this shape.
     """
     defaults = {key: field.default for key, field in operator_fields(name).items() if not field.required}
-    rule = IMAGE_SHAPES.get(name)
-    return data_shape if rule is None else rule(data_shape, **{**defaults, **fields})
+    values = {**defaults, **fields}
+    if name in KERNELS:
+        boundary = values.pop("boundary")
+        return picture_shape(data_shape, KERNELS[name](**values), boundary)
+    return IMAGE_SHAPES[name](data_shape, **values) if name in IMAGE_SHAPES else data_shape
+
+
+def bordered_shape(name: str, shown_shape: Shape, **fields: Any) -> Shape:
+    """The image_shape (C, H, W) whose pictures have `shown_shape` without the border that the operator adds to them.
+
+    Arguments:
+        name: row of OPERATORS.
+        shown_shape: (C, H, W) of the restored picture.
+        fields: the operator's fields; those left out have their defaults.
+
+    Raises:
+        ValueError: if there is no such row, or its fields are wrong.
+    """
+    return image_shape_of(name, shown_shape, **fields) if name in KERNELS else shown_shape

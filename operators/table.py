@@ -6,16 +6,19 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ..spec import Field, parse_spec, spec_fields, split_spec
+from . import kernels
 from .base import Operator, Shape
-from .blur import blur, blur_kernel, blur_motion, blur_shake, blur_uniform
+from .blurs import blur, blur_kernel, blur_motion, blur_shake, blur_uniform, defocus
 from .color import Grayscale, coloured_shape
 from .identity import Identity
 from .inpaint import inpaint, inpaint_box, inpaint_brush, inpaint_random
 from .jpeg import jpeg
 from .resize import downsample, downsample_bicubic, enlarged_shape
 
-__all__ = ["IMAGE_SHAPES", "OPERATORS", "build_operator", "operator_fields"]
+__all__ = ["IMAGE_SHAPES", "KERNELS", "OPERATORS", "build_operator", "operator_fields"]
 
 # Each row takes an image_shape and keyword-only fields of simple types.
 OPERATORS: dict[str, Callable[..., Operator]] = {
@@ -26,6 +29,7 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "inpaint-brush": inpaint_brush,
     "blur": blur,
     "blur-uniform": blur_uniform,
+    "defocus": defocus,
     "blur-motion": blur_motion,
     "blur-shake": blur_shake,
     "blur-kernel": blur_kernel,
@@ -35,7 +39,17 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "jpeg": jpeg,
 }
 
-# (data_shape, **fields) -> image_shape, for the rows whose data has another shape than the picture.
+# The kernels of the blurs, from all fields but `boundary`: the picture may be larger than the data by their reach.
+KERNELS: dict[str, Callable[..., Tensor]] = {
+    "blur": kernels.gaussian,
+    "blur-uniform": kernels.uniform,
+    "defocus": kernels.disk,
+    "blur-motion": kernels.linear_motion,
+    "blur-shake": kernels.camera_shake,
+    "blur-kernel": lambda kernel: kernels.from_file(kernel),
+}
+
+# (data_shape, **fields) -> image_shape, for other rows whose data has another shape than the picture.
 IMAGE_SHAPES: dict[str, Callable[..., Shape]] = {
     "downsample": enlarged_shape,
     "downsample-bicubic": enlarged_shape,

@@ -446,7 +446,7 @@ def test_the_record_names_operator_and_solver_so_that_they_can_be_built_again(na
     solver, options = build_solver(name), {"operator": "blur(sigma=1.0)", "prior": "gaussian", "sigma": 0.1}
     record = package.restore(torch.zeros(3, 16, 16), solver=solver, steps=1, samples=2, **options).record
     assert build_solver(record["solver"]) == solver
-    assert parse_spec(record["operator"], OPERATORS, "operator") == ("blur", {"sigma": 1.0, "boundary": "circular"})
+    assert parse_spec(record["operator"], OPERATORS, "operator") == ("blur", {"sigma": 1.0, "boundary": "unknown"})
 
 
 def test_the_misfit_is_that_of_the_samples_as_they_are_handed_out() -> None:
@@ -670,7 +670,13 @@ def test_what_one_picture_cannot_have_names_it(tool: str) -> None:
     picture("in/tiny/a.png")
     Image.new("RGB", (3, 3)).save("in/b.png")
     result = invsolve(
-        tool, "in", "--operator", "blur-uniform(size=9)", "-o", "out", *(FAST if tool == "restore" else [])
+        tool,
+        "in",
+        "--operator",
+        "blur-uniform(size=9, boundary=circular)",
+        "-o",
+        "out",
+        *(FAST if tool == "restore" else []),
     )
     assert result.exit_code == 2
     assert result.stderr.startswith("Error: in/b.png: ")
@@ -721,7 +727,34 @@ def test_degrade_names_the_command_that_undoes_it(words: list[str], monkeypatch:
     command = shlex.split(record("a.json")["restore_with"])
     result = invsolve(*command[1:], "--prior", "gaussian", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert load_image("restored/a.png").shape == (3, *SIZE)
+    rows, columns = record("a.json")["border"]
+    assert (rows, columns) == ((4, 4) if "blur(sigma=1)" in words else (0, 0))
+    assert load_image("restored/a.png").shape == (3, SIZE[0] - 2 * rows, SIZE[1] - 2 * columns)
+
+
+def test_a_blur_has_no_border_unless_it_is_named() -> None:
+    """`degrade` gives the interior and says so; `restore` gives a picture of the size of the file."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 36, 4), np.uint8)).save("a.png")
+    told = invsolve("degrade", "a.png", "--operator", "blur(sigma=1)", "--sigma", "0.05").stdout
+    assert "28 x 32 pixels: 4 rows and 4 columns less on every side" in told
+    measured = load_image("degraded/a.png")
+    assert measured.shape == (3, 32, 28)
+    assert np.array_equal(measured.alpha, load_image("a.png").alpha[4:-4, 4:-4])
+    told = restore("degraded/a.png", "--operator", "blur(sigma=1)", "--sigma", "0.05", "--dry-run").stdout
+    assert "to 28 x 32" in told
+    assert restore("degraded/a.png", "--operator", "blur(sigma=1)", "--sigma", "0.05").exit_code == 0
+    restored = load_image("restored/a.png")
+    assert restored.shape == measured.shape and np.array_equal(restored.alpha, measured.alpha)
+    assert json.loads(Path("restored/a.json").read_text())["notes"] == []
+
+
+def test_a_kernel_beside_its_middle_is_told() -> None:
+    picture("a.png")
+    np.save("k.npy", np.ones((2, 2)))
+    result = restore("a.png", "--kernel", "k.npy", "--sigma", "0.1")
+    assert result.exit_code == 0, result.output
+    assert "+0.50 rows and +0.50 columns from its middle" in result.stdout
+    assert "+0.50 rows" in json.loads(Path("restored/a.json").read_text())["notes"][0]
 
 
 def test_degrade_goes_on_after_a_bad_picture() -> None:

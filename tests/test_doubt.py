@@ -67,7 +67,7 @@ def test_the_grid_that_data_lie_on():
 def test_every_operator_has_its_kind():
     fields = {"inpaint-box": {"top": 2, "left": 2, "height": 5, "width": 5}, "jpeg": {"quality": 20}}
     expected = dict.fromkeys(("inpaint-box", "inpaint-random", "inpaint-brush"), "inpainting")
-    expected |= dict.fromkeys(("blur", "blur-uniform", "blur-motion", "blur-shake"), "deblurring")
+    expected |= dict.fromkeys(("blur", "blur-uniform", "defocus", "blur-motion", "blur-shake"), "deblurring")
     expected |= dict.fromkeys(("downsample", "downsample-bicubic"), "super-resolution")
     expected |= {"identity": "denoising", "jpeg": "JPEG", "grayscale": ""}
     assert set(expected) == set(OPERATORS) - {"inpaint", "blur-kernel"}

@@ -38,7 +38,7 @@ PRIOR = GaussianPrior(PowerLaw())
 ROWS = {
     "downsample": {"factor": 2},
     "inpaint-random": {},
-    "blur": {"sigma": 0.7},
+    "blur": {"sigma": 0.7, "boundary": "circular"},
     "blur-motion": {"length": 3.0, "boundary": "zero"},
     "grayscale": {},
 }

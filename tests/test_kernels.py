@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
-from files import FILES, KERNEL_FILE, save
+from files import CORNER_KERNEL, FILES, KERNEL_FILE, save
 from PIL import Image
 from torch import Tensor
 
@@ -28,7 +29,7 @@ KERNELS = {
     "motion 1": lambda: kernels.linear_motion(1.0, 30.0),
     **{f"shake {s}, {i}": lambda s=s, i=i: kernels.camera_shake(31, s, i) for s in range(4) for i in (0.0, 0.5, 1.0)},
     "smallest shake": lambda: kernels.camera_shake(3, 0, 0.5),
-    "file": lambda: kernels.from_file(KERNEL_FILE),
+    **{f"disk of {r}": lambda r=r: kernels.disk(r) for r in (0.3, 0.5, 0.8, 1.5, 6.25)},
 }
 
 
@@ -55,8 +56,8 @@ def test_gaussian_has_its_width() -> None:
 
 def covariance(kernel: Tensor) -> Tensor:
     """Second moments (2, 2) about the middle pixel, rows first."""
-    offsets = torch.arange(len(kernel), dtype=torch.float64) - len(kernel) // 2
-    grid = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"))
+    rows, columns = (torch.arange(n, dtype=torch.float64) - n // 2 for n in kernel.shape)
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
     return torch.einsum("ipq,jpq,pq->ij", grid, grid, kernel)
 
 
@@ -84,6 +85,127 @@ def test_shake_bends_with_its_intensity() -> None:
     assert roundness(0.0) < 0.01 < roundness(0.5)
 
 
+def test_disk_covers_each_pixel_by_its_area() -> None:
+    """Against counting points of a fine grid; the second moment of a disk is r^2 / 2, of a pixel 1 / 6."""
+    for radius in (0.8, 1.5, 2.0, 3.3):
+        kernel = kernels.disk(radius)
+        reach, n = len(kernel) // 2, 400
+        points = (np.arange(n) + 0.5) / n - 0.5
+        for i in range(-reach, reach + 1):
+            for j in range(-reach, reach + 1):
+                inside = (i + points[:, None]) ** 2 + (j + points) ** 2 <= radius**2
+                assert abs(float(kernel[i + reach, j + reach]) * math.pi * radius**2 - inside.mean()) < 2e-3
+    assert kernels.disk(0.5).shape == (1, 1) and kernels.disk(0.51).shape == (3, 3)
+    assert abs(float(covariance(kernels.disk(8.0)).trace()) - (8.0**2 / 2 + 1 / 6)) < 0.1
+
+
+BLOCK = np.pad(np.full((2, 4), 255), ((3, 4), (2, 5)))  # 2 x 4 pixels, off the middle
+
+
+def array_file(name: str, values: np.ndarray) -> str:
+    path = str(Path(FILES.name, name))
+    np.save(path, values)
+    return path
+
+
+def test_kernel_file_keeps_its_taps() -> None:
+    """An even-sized kernel: half a pixel remains, which is told; nothing is interpolated."""
+    kernel = kernels.from_file(save("block.png", BLOCK))
+    assert kernel.shape == (3, 5)  # as small as an odd one can be
+    assert kernel[kernel > 0].tolist() == [1 / 8] * 8
+    assert kernels.offset(kernel) == pytest.approx((0.5, 0.5))
+    (note,) = build_operator("blur-kernel", (1, 9, 9), kernel=save("block.png", BLOCK)).notes
+    assert "+0.50 rows and +0.50 columns" in note
+    assert build_operator("blur-kernel", (1, 9, 9), kernel=save("three.png", np.full((3, 3), 9))).notes == ()
+
+
+def test_kernel_file_of_a_measured_kernel() -> None:
+    """Asymmetric: moved by whole pixels so that the pixel next to the centre of mass is in the middle."""
+    taps = torch.tensor(CORNER_KERNEL, dtype=torch.float64) / np.sum(CORNER_KERNEL)
+    kernel = kernels.from_file(KERNEL_FILE)
+    assert sorted(kernel[kernel > 0].tolist()) == sorted(taps[taps > 0].tolist())
+    assert max(abs(c) for c in kernels.offset(kernel)) <= 0.5
+    x = torch.zeros(1, 1, 11, 11).double()
+    x[..., 5, 5] = 1  # a point becomes the kernel, as it was drawn
+    blurred = build_operator("blur-kernel", (1, 11, 11), kernel=KERNEL_FILE, boundary="zero")(x)[0, 0]
+    rows, columns = torch.nonzero(blurred.abs() > 1e-12, as_tuple=True)
+    torch.testing.assert_close(
+        blurred[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1], taps[1:4, 1:4], rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("kind", ["npy", "npy of integers", "tif", "tif of 16 bits", "png of 16 bits", "colour png"])
+def test_kernel_files_of_other_kinds(kind: str) -> None:
+    taps = kernels.camera_shake(7, 2, 1.0).numpy()
+    top = taps.max()
+    path = str(Path(FILES.name, f"kernel.{kind[:3]}"))
+    if kind == "npy":
+        path = array_file("kernel.npy", 3 * taps.astype(np.float32))
+    elif kind == "npy of integers":
+        path = array_file("kernel.npy", (taps / top * 1e6).round().astype(np.int64))
+    elif kind == "tif":
+        tifffile.imwrite(path, (7 * taps).astype(np.float32))  # taps above 1: no picture
+    elif kind == "tif of 16 bits":
+        tifffile.imwrite(path, (taps / top * 65535).round().astype(np.uint16))
+    elif kind == "png of 16 bits":
+        Image.fromarray((taps / top * 65535).round().astype(np.uint16)).save(path)
+    else:
+        path = save("colour.png", np.repeat((taps / top * 255).round()[..., None], 3, axis=2))
+    kernel = kernels.from_file(path)
+    tolerance = 0.003 if kind == "colour png" else 2e-5
+    margins = [(n - 1) // 2 for n in np.subtract((7, 7), kernel.shape) + 1]  # without its black border
+    kernel = torch.nn.functional.pad(kernel, (margins[1], margins[1], margins[0], margins[0]))
+    assert kernel.shape == (7, 7) and np.abs(kernel.numpy() - taps).max() < tolerance * top
+
+
+def disk_picture(background: int) -> np.ndarray:
+    picture = np.full((31, 31), background)
+    rows, columns = np.ogrid[-15:16, -15:16]
+    picture[rows**2 + columns**2 <= 36] = 255
+    return picture
+
+
+BAD_KERNELS = {
+    "inverted": (lambda: save("inverted.png", 255 - disk_picture(0)), "border of the kernel .* is not black.*invert"),
+    "grey": (lambda: save("grey.png", disk_picture(20)), "is not black: it has 8 % .* subtract the background"),
+    "inverted motion": (lambda: save("m.png", 255 - 255 * np.eye(9)), "is not black: it has 100 %"),
+    "noisy grey": (
+        lambda: save("noisy.png", disk_picture(20) + np.random.default_rng(0).integers(-5, 1, (31, 31))),
+        "is not black",
+    ),
+    "black": (lambda: save("black.png", np.zeros((3, 3))), "is black"),
+    "negative": (lambda: array_file("negative.npy", -np.ones((3, 3))), "sum to -9; .* more than 0"),
+    "nan": (lambda: array_file("nan.npy", np.full((3, 3), np.nan)), "must hold finite real ones"),
+    "complex": (lambda: array_file("complex.npy", np.ones((3, 3), complex)), "must hold finite real ones"),
+    "line": (lambda: array_file("line.npy", np.ones(3)), r"of shape \(3,\); it must"),
+    "objects": (lambda: array_file("objects.npy", np.array([[{}]], dtype=object)), "Cannot read the array"),
+    "no array": (lambda: str(Path(save("x.png", BLOCK)).rename(Path(FILES.name, "x.npy"))), "Cannot read the array"),
+    "no file": (lambda: "absent.npy", "Cannot read the array"),
+}
+
+
+@pytest.mark.parametrize(("make", "sentence"), BAD_KERNELS.values(), ids=BAD_KERNELS)
+def test_bad_kernel_file_gives_the_sentence(make: Callable[[], str], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        kernels.from_file(make())
+
+
+GOOD_KERNELS = {
+    "box": np.full((9, 9), 255),
+    "tight gaussian": (255 * kernels.gaussian(1.5, 5) / kernels.gaussian(1.5, 5).max()).numpy().round(),
+    "line": np.array([[100, 255, 100]]),
+    "tight motion": 255 * np.eye(9),
+    "tight disk": disk_picture(0)[9:22, 9:22],
+    "dark noise": disk_picture(0) + np.random.default_rng(0).integers(0, 2, (31, 31)) * (disk_picture(0) == 0),
+}
+
+
+@pytest.mark.parametrize("picture", GOOD_KERNELS.values(), ids=GOOD_KERNELS)
+def test_kernels_that_reach_their_border_are_read(picture: np.ndarray) -> None:
+    kernel = kernels.from_file(save("good.png", picture))
+    assert abs(kernel.sum() - 1) < 1e-12
+
+
 def test_centred_kernel_file_is_not_changed() -> None:
     cross = np.array([[0, 0, 0, 0, 0], [0, 0, 90, 0, 0], [0, 60, 200, 60, 0], [0, 0, 90, 0, 0], [0, 0, 0, 0, 0]])
     expected = torch.from_numpy(cross[1:4, 1:4] / cross.sum())  # without its black border
@@ -93,7 +215,7 @@ def test_centred_kernel_file_is_not_changed() -> None:
 def test_kernel_file_of_16_bits_keeps_its_precision() -> None:
     path = Path(FILES.name, "deep.png")
     Image.fromarray(np.array([[300, 1000, 300]], dtype=np.uint16)).save(path)
-    row = kernels.from_file(str(path))[1]
+    (row,) = kernels.from_file(str(path))
     torch.testing.assert_close(row, torch.tensor([300.0, 1000.0, 300.0]).double() / 1600)
 
 
