@@ -5,8 +5,8 @@
 
 SciPy blurs a larger photograph.  Its middle, with noise and rounded to 8 bits, is what is restored.  `input` is this
 measurement, `wiener` is scikit-image's unsupervised Wiener filter after the border was tapered, the other columns are
-DiffPIR with a boundary.  The kernels `even` (2 x 4) and `measured` (9 x 9) are files.  `resampled` moves their centre of
-mass to the middle pixel by interpolation, which widens them.  PSNR in dB, means over the pictures.
+DiffPIR with a boundary.  The kernels `even` (2 x 4) and `measured` (9 x 9) are files.  `resampled` moves their centre
+of mass to the middle pixel by interpolation, which widens them.  PSNR in dB, means over the pictures.
 """
 
 from __future__ import annotations
