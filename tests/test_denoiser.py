@@ -32,7 +32,7 @@ def test_an_exact_denoiser_is_the_exact_prior():
 
 def test_a_denoiser_restores():
     prior = DenoiserPrior(exact, sigma_max=40.0, image_range=(0, 1))
-    operator, noise = build_operator("blur", (3, 16, 16), sigma=1.0), GaussianNoise(0.05)
+    operator, noise = build_operator("blur", (3, 16, 16), sigma=1.0, boundary="circular"), GaussianNoise(0.05)
     x = GaussianPrior(PowerLaw()).sample((3, 16, 16), ImageRng([0]), torch.float64)
     problem = Problem(operator, noise, simulate(operator, noise, x, ImageRng([1])))
     for spec in ("diffpir", "pigdm"):
