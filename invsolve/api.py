@@ -161,7 +161,7 @@ def restore(
         "steps": int(results[0].stats["steps"]),
         "times": solver.times if times is None else times,
         "samples": samples,
-        "dtype": str(_network_dtype(prior) or wide).removeprefix("torch."),
+        "dtype": str(_network_dtype(prior, solver) or wide).removeprefix("torch."),
         "notes": list(operator.notes),
         "software": {"invsolve": version("invsolve"), "torch": torch.__version__},
     }
@@ -287,8 +287,10 @@ def _device_of(*given: object) -> torch.device:
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
-def _network_dtype(prior: Prior) -> torch.dtype | None:
+def _network_dtype(prior: Prior, solver: Solver[Any]) -> torch.dtype | None:
     """Of the weights of a prior's network, which come before those of an autoencoder; None if it has none."""
+    if solver.needs_float32 and getattr(getattr(prior, "backbone", None), "exact", None) is not None:
+        return torch.float32
     return next((p.dtype for p in prior.parameters() if p.is_floating_point()), None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .api import default_solver, restore
 from .atomic import atomic_folder
+from .doubt import DoubtWarning
 from .encode import check_folder_name, figure_metadata, provenance, save_png
 from .metrics import psnr, ssim
 from .operators import OPERATORS, build_operator
@@ -59,12 +61,13 @@ class DemoRow:
     chi2: float | None
     network_calls: float
     seconds: float
+    doubts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """A line of the table under HEADER."""
         chi2 = "–" if self.chi2 is None else f"{self.chi2:.2f}"
         numbers = f"{self.psnr:.2f}", f"{self.ssim:.3f}", chi2, f"{self.network_calls:.0f}", f"{self.seconds:.0f}"
-        return COLUMNS.format(self.task, self.solver, *numbers)
+        return "\n".join([COLUMNS.format(self.task, self.solver, *numbers), *self.doubts])
 
 
 def demo_photo() -> Tensor:
@@ -112,18 +115,20 @@ def run_demo(
             y = simulate(operator, noise, truth, ImageRng([seed]))
             spec = default_solver(operator)
             shown = operator.crop(truth)
-            result = restore(
-                y,
-                operator=operator,
-                prior=prior,
-                solver=spec,
-                sigma=noise,
-                steps=STEPS,
-                samples=samples,
-                seed=seed,
-                batch_size=BATCH_SIZE,
-                observers=observers,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DoubtWarning)  # the row has it
+                result = restore(
+                    y,
+                    operator=operator,
+                    prior=prior,
+                    solver=spec,
+                    sigma=noise,
+                    steps=STEPS,
+                    samples=samples,
+                    seed=seed,
+                    batch_size=BATCH_SIZE,
+                    observers=observers,
+                )
             if any(status is not Status.ok for status in result.status[0]):
                 raise ValueError(f"{task.title}: {Status.nonfinite.value}")
             _save_pictures(work, f"{k}-{name}", y, shown, result)
@@ -136,6 +141,7 @@ def run_demo(
                 chi2=json_number(float(result.chi2.mean())) if task.sigma else None,
                 network_calls=result.stats["network"],
                 seconds=result.stats["seconds"],
+                doubts=result.doubts[0],
             )
             rows.append(row)
             report(row)

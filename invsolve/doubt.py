@@ -60,7 +60,8 @@ def judge(
     steps = int(result.stats["steps"])
     for b, (samples, chi2) in enumerate(zip(result.samples, result.chi2, strict=True)):
         problem = problems[b] if len(problems) > 1 else problems[0].rows(torch.tensor([b], device=result.chi2.device))
-        band = expected_band(problem, samples[:1], solver, steps, times, prior, rounding[b])
+        finite = samples[samples.flatten(1).isfinite().all(dim=1)][:1]
+        band = expected_band(problem, finite, solver, steps, times, prior, rounding[b]) if len(finite) else None
         bands.append(None if band is None else [band.low, json_number(band.high)])
         doubts.append(tuple(doubts_of(chi2, band, float(outside[b]), problem.operator, name_of(solver))))
     return replace(result, doubts=tuple(doubts), record=result.record | {"expected_chi2": bands})

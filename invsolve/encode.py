@@ -118,14 +118,18 @@ def encode_picture(path: str | os.PathLike[str], x: Tensor, like: Picture, prove
 
 
 def provenance_of(path: Path) -> dict[str, Any]:
-    """What `encode_picture` wrote about the making of a picture file; empty if it did not write this one."""
+    """What `encode_picture` wrote about the making of a picture file; empty if it did not write this one.
+
+    Other programs describe their pictures in JSON with a "software", too.
+    """
     try:
         with path.open("rb") as file:
             tiff = is_tiff(file.read(4))
         made = json.loads(tiff_description(path) if tiff else _png_text(path))
     except Exception:  # noqa: BLE001  a file of any kind may lie there
         return {}
-    return made if isinstance(made, dict) and "software" in made else {}
+    ours = isinstance(made, dict) and "tool" in made and str(made.get("software")).startswith("invsolve ")
+    return made if ours else {}
 
 
 def _png_text(path: Path) -> str:

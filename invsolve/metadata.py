@@ -150,12 +150,12 @@ def exif_block(folder: Folder, order: str, *, of_tiff: bool, everything: bool) -
         if isinstance(entry, Entry):
             wanted = tag in (TEXT_TAGS if of_tiff else (*TEXT_TAGS, *RESOLUTION_TAGS))
             if everything:
-                wanted = (tag in TIFF_TAGS if of_tiff else tag not in NEVER) and entry.kind in SIZES
-            if wanted and not (tag == DESCRIPTION and b'"software": "invsolve' in entry.data):
+                wanted = tag in TIFF_TAGS if of_tiff else tag not in NEVER
+            if entry.kind in SIZES and wanted and not (tag == DESCRIPTION and b'"software": "invsolve' in entry.data):
                 kept[tag] = entry
         elif everything or tag == EXIF_FOLDER:
             inner = {key: value for key, value in entry.items() if key in SETTING_TAGS or everything}
-            inner = {key: value for key, value in inner.items() if key not in NEVER}
+            inner = {key: value for key, value in inner.items() if key not in NEVER and value.kind in SIZES}
             kept |= {tag: inner} if inner else {}
     if not kept:
         return None

@@ -57,6 +57,7 @@ def _checked(method: Callable[..., Tensor], kinds: tuple[str, ...]) -> Callable[
         if not dtype.is_floating_point:
             return method(self, *values)
         wide = torch.promote_types(dtype, torch.float32)
+        values = [values[0].new_tensor(value) if isinstance(value, float | int) else value for value in values]
         is_float = [isinstance(value, Tensor) and value.is_floating_point() for value in values]
         widened = (v.to(wide) if floating else v for v, floating in zip(values, is_float, strict=True))
         found = method(self, *widened)
@@ -212,7 +213,7 @@ class LinearOperator(PinvOperator):
 
     def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
         """argmin_u |A u - y|^2 + rho |u - x|^2 for rho > 0, a scalar or one per image (B,); see `proximal_cg`."""
-        return proximal_cg(self.forward, self.adjoint, x, y, torch.as_tensor(rho, dtype=x.dtype, device=x.device))
+        return proximal_cg(self.forward, self.adjoint, x, y, rho)
 
 
 class _Both(Operator):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..linalg import expand_to, proximal_cg
 from .base import LinearOperator, Shape
-from .convolution import cast, fast_size, fold, gain, mirror, multiply, place, spectral_dot, spectrum
+from .convolution import cast, fast_size, fold, gain, mirror, multiply, place, scale, spectral_dot, spectrum
 from .resize import Separable
 from .spectral import SpectralOperator
 
@@ -103,7 +103,6 @@ class PaddedBlur(LinearOperator):
     fields: ClassVar[tuple[str, ...]] = ("kernel", "boundary")
     kernel: Tensor
     gain: Tensor  # on the torus of the padded picture
-    own_gain: Tensor  # on the torus of the picture
 
     def __init__(self, image_shape: Shape, *, kernel: Tensor, boundary: Boundary) -> None:
         super().__init__(image_shape)
@@ -111,16 +110,13 @@ class PaddedBlur(LinearOperator):
         _, height, width = self.image_shape
         self.reach = (kernel.shape[0] // 2, kernel.shape[1] // 2)
         self.boundary = boundary
-        if boundary not in ("unknown", "zero", "reflect"):
-            raise ValueError(f"boundary is one of unknown, zero, reflect for a padded blur, got {boundary!r}.")
-        _check_reach(kernel, (height, width), boundary)
+        _check_boundary(boundary, ("unknown", "zero", "reflect"))
+        _check_reach(kernel.shape, (height, width), boundary)
         self.register_buffer("kernel", kernel.to(torch.float64))
         # With the reach on both sides, what runs over one end of the torus stays within the part that is cropped.
         wider = (0, 0) if boundary == "unknown" else self.reach
         self.grid = (fast_size(height + 2 * wider[0]), fast_size(width + 2 * wider[1]))
         self.register_buffer("gain", gain(self.kernel, self.grid))
-        if boundary != "unknown":
-            self.register_buffer("own_gain", gain(self.kernel, (height, width)))
 
     @property
     def border(self) -> tuple[int, int]:
@@ -134,35 +130,47 @@ class PaddedBlur(LinearOperator):
         return self._pad_adjoint(multiply(cast(self.gain, y).conj(), place(y, self.grid, self.reach)))
 
     def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
-        """By conjugate gradients with (|K|^2 + rho)^-1 as preconditioner, K being circular; see `proximal_cg`.
+        """By conjugate gradients with P^T S (|K|^2 + rho)^-1 S P as preconditioner; see `proximal_cg`.
 
+        S lets the mirrored pixels beyond the border count a third, and the root of P^T S^2 P divides both sides.
         With an unknown border the spectrum of the padded picture is what is solved for: two transforms a step.  The
         pixels by which the torus is larger than the picture touch no data.
         """
-        rho = torch.as_tensor(rho, dtype=x.dtype, device=x.device)
-        weight = expand_to(rho, x)
-        if self.boundary != "unknown":
-            damped = cast(self.own_gain, x).abs().square() + weight
-            return proximal_cg(self.forward, self.adjoint, x, y, rho, precondition=lambda r: multiply(1 / damped, r))
         k = cast(self.gain, x)
-        damped = k.abs().square() + weight
+        damped = k.abs().square() + expand_to(rho, x)
+        inverse, conjugate = 1 / damped, k.conj().resolve_conj()
+        if self.boundary != "unknown":
+            share = self._shares(x)
+            root = self._pad_adjoint(share.square() * self._pad(torch.ones_like(x[:1, :1]))).rsqrt()
+
+            def precondition(r: Tensor) -> Tensor:
+                return root * self._pad_adjoint(share * multiply(inverse, share * self._pad(root * r)))
+
+            return proximal_cg(self.forward, self.adjoint, x, y, rho, precondition=precondition)
         solved = proximal_cg(
             lambda u: self._crop(torch.fft.irfft2(k * u, s=self.grid)),
-            lambda r: k.conj() * spectrum(place(r, self.grid, self.reach)),
+            lambda r: conjugate * spectrum(place(r, self.grid, self.reach)),
             spectrum(self._pad(x)),
             y,
             rho,
-            precondition=lambda r: r / damped,
+            precondition=lambda r: scale(inverse, r),
             inner=lambda a, b: spectral_dot(a, b, self.grid[1]),
         )
         return self._pad_adjoint(torch.fft.irfft2(solved, s=self.grid))
 
+    def _shares(self, x: Tensor) -> Tensor:
+        """1 on the picture in the middle of the torus, and beyond it what needs the fewest steps."""
+        inside = place(x.new_ones(self.image_shape[1:]), self.grid, self.reach)
+        return inside + (1 - inside) / 3
+
     def _pad(self, x: Tensor) -> Tensor:
         """On the torus: as it is if the border is unknown, else continued by the reach of the kernel."""
         top, left = self.reach
+        padded = place(x, self.grid, (0, 0) if self.boundary == "unknown" else self.reach)
         if self.boundary == "reflect":
-            x = mirror(mirror(x, top, dim=-2), left, dim=-1)
-        return place(x, self.grid, self.reach if self.boundary == "zero" else (0, 0))
+            _, height, width = self.image_shape
+            mirror(mirror(padded, top, -2, height), left, -1, width)
+        return padded
 
     def _pad_adjoint(self, x: Tensor) -> Tensor:
         (top, left), (_, height, width) = self.reach, self.image_shape
@@ -191,7 +199,8 @@ class SeparableBlur(Separable):
         boundary: as for `PaddedBlur`.
 
     Raises:
-        ValueError: if the kernel reaches over the picture.
+        ValueError: if a profile is not of odd length and finite, the kernel reaches over the picture, or the boundary
+            is another one.
     """
 
     fields: ClassVar[tuple[str, ...]] = ("rows", "columns", "boundary")
@@ -200,16 +209,19 @@ class SeparableBlur(Separable):
 
     def __init__(self, image_shape: Shape, *, rows: Tensor, columns: Tensor, boundary: Boundary) -> None:
         _, height, width = image_shape
-        _check_reach(torch.outer(rows, columns), (height, width), boundary)
+        _check_boundary(boundary, ("unknown", "zero", "reflect"))
+        for profile in (rows, columns):
+            _check_kernel(profile[None])
+        _check_reach((len(rows), len(columns)), (height, width), boundary)
         super().__init__(
             image_shape,
-            vertical=line_matrix(rows, height, boundary),
-            horizontal=line_matrix(columns, width, boundary),
+            vertical=_line_matrix(rows, height, boundary),
+            horizontal=_line_matrix(columns, width, boundary),
             cutoff=_SMALLEST_GAIN,
         )
         self.boundary = boundary
-        self.register_buffer("rows", rows)
-        self.register_buffer("columns", columns)
+        self.register_buffer("rows", rows.to(torch.float64))
+        self.register_buffer("columns", columns.to(torch.float64))
 
     @property
     def border(self) -> tuple[int, int]:
@@ -227,8 +239,8 @@ def make_blur(image_shape: Shape, kernel: Tensor, boundary: Boundary) -> LinearO
     Raises:
         ValueError: if the kernel or the boundary cannot be.
     """
-    if boundary not in get_args(Boundary):
-        raise ValueError(f"boundary is one of {', '.join(get_args(Boundary))}, got {boundary!r}.")
+    _check_boundary(boundary, get_args(Boundary))
+    _check_kernel(kernel)
     if boundary == "circular":
         return CircularBlur(image_shape, kernel=kernel)
     rows, columns = kernel.sum(dim=1), kernel.sum(dim=0)
@@ -244,7 +256,7 @@ def picture_shape(data_shape: Shape, kernel: Tensor, boundary: Boundary) -> Shap
     return channels, height + 2 * top, width + 2 * left
 
 
-def line_matrix(profile: Tensor, size: int, boundary: Boundary) -> Tensor:
+def _line_matrix(profile: Tensor, size: int, boundary: Boundary) -> Tensor:
     """Convolution of a line of `size` pixels with a profile (2 r + 1,), y_i = sum_p k_p x_{i - p}.
 
     Returns:
@@ -271,15 +283,20 @@ def _check_kernel(kernel: Tensor) -> None:
         )
 
 
-def _check_reach(kernel: Tensor, picture: tuple[int, int], boundary: str) -> None:
-    reach = tuple(k // 2 for k in kernel.shape)
+def _check_boundary(boundary: str, known: Sequence[str]) -> None:
+    if boundary not in known:
+        raise ValueError(f"boundary is one of {', '.join(known)}, got {boundary!r}.")
+
+
+def _check_reach(kernel: Sequence[int], picture: tuple[int, int], boundary: str) -> None:
+    reach = tuple(k // 2 for k in kernel)
     if boundary == "reflect" and any(r >= n for r, n in zip(reach, picture, strict=True)):
         raise ValueError(
-            f"The kernel {tuple(kernel.shape)} reaches over the mirrored picture {picture}; make the blur smaller, or "
+            f"The kernel {tuple(kernel)} reaches over the mirrored picture {picture}; make the blur smaller, or "
             f"use boundary='zero'."
         )
     if boundary == "unknown" and any(2 * r >= n for r, n in zip(reach, picture, strict=True)):
         raise ValueError(
-            f"Nothing is left of a picture {picture} without the border that the kernel {tuple(kernel.shape)} reaches "
+            f"Nothing is left of a picture {picture} without the border that the kernel {tuple(kernel)} reaches "
             f"over; make the blur smaller, take a larger picture, or use boundary='reflect'."
         )

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["cast", "fast_size", "fold", "gain", "mirror", "multiply", "place", "spectral_dot", "spectrum"]
+__all__ = ["cast", "fast_size", "fold", "gain", "mirror", "multiply", "place", "scale", "spectral_dot", "spectrum"]
 
 
 def gain(kernel: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -31,8 +31,14 @@ def cast(gains: Tensor, x: Tensor) -> Tensor:
 
 
 def multiply(gains: Tensor, x: Tensor) -> Tensor:
-    """The picture (..., H, W) whose spectrum is multiplied."""
-    return torch.fft.irfft2(gains * spectrum(x), s=x.shape[-2:])
+    """The picture (..., H, W) whose spectrum is multiplied by `gains`, complex or real, (h, w // 2 + 1)."""
+    found = spectrum(x)
+    return torch.fft.irfft2(gains * found if gains.is_complex() else scale(gains, found), s=x.shape[-2:])
+
+
+def scale(factors: Tensor, spectra: Tensor) -> Tensor:
+    """Complex spectra times real factors; torch would make complex numbers of the factors first."""
+    return torch.view_as_complex(factors[..., None] * torch.view_as_real(spectra))
 
 
 def spectrum(x: Tensor) -> Tensor:
@@ -43,9 +49,10 @@ def spectrum(x: Tensor) -> Tensor:
 def spectral_dot(a: Tensor, b: Tensor, width: int) -> Tensor:
     """Inner product per image of two real pictures (B, C, h, width), of which a and b are the `torch.fft.rfft2`."""
     left, right = torch.view_as_real(a), torch.view_as_real(b)
-    ends = [0, width // 2] if width % 2 == 0 else [0]  # every other frequency stands for two
-    single = torch.linalg.vecdot(left[..., ends, :].flatten(1), right[..., ends, :].flatten(1))
-    return (2 * torch.linalg.vecdot(left.flatten(1), right.flatten(1)) - single) / (a.shape[-2] * width)
+    whole = 2 * torch.linalg.vecdot(left.flatten(1), right.flatten(1))
+    for end in [0, width // 2] if width % 2 == 0 else [0]:  # every other frequency stands for two
+        whole = whole - torch.linalg.vecdot(left[..., end, :].flatten(1), right[..., end, :].flatten(1))
+    return whole / (a.shape[-2] * width)
 
 
 def fast_size(n: int) -> int:
@@ -63,18 +70,28 @@ def _rest(n: int) -> int:
     return n
 
 
-def mirror(x: Tensor, margin: int, dim: int) -> Tensor:
-    """Continue x by `margin` pixels on both sides of `dim`, mirrored at the middle of the border pixels.
+def mirror(x: Tensor, margin: int, dim: int, n: int) -> Tensor:
+    """Fill `margin` places on both sides of the n in the middle of `dim`, mirrored at the middle of the border pixels.
 
     Unlike F.pad(mode="reflect"), its gradient is the same at every run on a GPU.
+
+    Arguments:
+        x: pictures; along `dim`, the n pixels come after `margin` places.
+        margin: fewer than n.
+        dim: -2 or -1.
+        n: the length of the picture.
+
+    Returns:
+        x itself, changed.
     """
-    last = x.shape[dim] - 1
-    before, after = x.narrow(dim, 1, margin), x.narrow(dim, last - margin, margin)
-    return torch.cat((before.flip(dim), x, after.flip(dim)), dim)
+    first, last = margin, margin + n - 1
+    x.narrow(dim, 0, margin).copy_(x.narrow(dim, first + 1, margin).flip(dim))
+    x.narrow(dim, last + 1, margin).copy_(x.narrow(dim, last - margin, margin).flip(dim))
+    return x
 
 
 def fold(y: Tensor, margin: int, dim: int) -> Tensor:
-    """The adjoint of `mirror`: add the margins to the pixels they are copies of."""
+    """The adjoint of `mirror`: (..., margin + n + margin, ...) to (..., n, ...), copies added to their pixels."""
     n = y.shape[dim] - 2 * margin
     before, middle, after = y.split((margin, n, margin), dim)
     x = middle.clone()

@@ -31,9 +31,10 @@ def gaussian(sigma: float, size: int | None = None) -> Tensor:
     Raises:
         ValueError: if sigma is not positive, or sigma or the size is too large, or the size is even.
     """
-    if not 0 < sigma <= _LARGEST_SIDE:
+    most = _LARGEST_SIDE // 8
+    if not 0 < sigma <= most:
         raise ValueError(
-            f"sigma is the width of the Gaussian in pixels, positive and at most {_LARGEST_SIDE}, got {sigma}; 1 to 5 "
+            f"sigma is the width of the Gaussian in pixels, positive and at most {most}, got {sigma}; 1 to 5 "
             f"blur a picture visibly."
         )
     radius = _radius(2 * math.ceil(4 * sigma) + 1 if size is None else size)
@@ -70,10 +71,12 @@ def disk(radius: float) -> Tensor:
     size = 2 * _radius(2 * reach + 1) + 1
     # Pixel i has the columns from i - 1/2 to i + 1/2; in each of them the circle covers the rows within +- half.
     x = (torch.arange(size * _COLUMNS, dtype=torch.float64) + 0.5) / _COLUMNS - size / 2
-    half = (radius**2 - x.square()).clamp_min(0).sqrt().reshape(size, 1, _COLUMNS)
-    edge = (torch.arange(size, dtype=torch.float64) - reach)[None, :, None]
-    covered = torch.minimum(half, edge + 0.5) - torch.maximum(-half, edge - 0.5)
-    kernel = covered.clamp_min(0).mean(dim=2)
+    half = (radius**2 - x.square()).clamp_min(0).sqrt().reshape(size, _COLUMNS)
+    rows = []
+    for edge in range(-reach, reach + 1):  # one at a time: all columns of a large kernel would fill the memory
+        covered = half.clamp_max(edge + 0.5) - (-half).clamp_min(edge - 0.5)
+        rows.append(covered.clamp_min(0).mean(dim=1))
+    kernel = torch.stack(rows, dim=1)
     kernel = (kernel + kernel.mT) / 2  # the midpoint rule treats the two axes a little differently
     return kernel / kernel.sum()
 
@@ -88,9 +91,10 @@ def linear_motion(length: float, angle: float) -> Tensor:
     Raises:
         ValueError: if the length is below 1 or too large.
     """
-    if not 1 <= length <= _LARGEST_SIDE:
+    most = _LARGEST_SIDE - 1
+    if not 1 <= length <= most:
         raise ValueError(
-            f"length is the way the camera moves in pixels, at least 1 and at most {_LARGEST_SIDE}, got {length}; 5 to "
+            f"length is the way the camera moves in pixels, at least 1 and at most {most}, got {length}; 5 to "
             f"30 smear a picture visibly."
         )
     radius = _radius(2 * math.ceil(length / 2) + 1)

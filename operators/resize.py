@@ -85,7 +85,7 @@ class Separable(SpectralOperator):
     def _parts(self) -> _Decomposition:
         """Found when it is first needed: it takes a minute for sides of 4000 pixels."""
         if self._decomposition is None or self._decomposition.values.device != self.vertical.device:
-            self._decomposition = _decompose(self.vertical, self.horizontal, self.cutoff)
+            self._decomposition = _decompose(self.vertical.double(), self.horizontal.double(), self.cutoff)
         return self._decomposition
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..spec import parse_spec
 from .base import Shape
 from .blur import picture_shape
-from .table import IMAGE_SHAPES, KERNELS, operator_fields
+from .table import IMAGE_SHAPES, KERNELS, OPERATORS, operator_fields
 
 __all__ = ["bordered_shape", "image_shape_of"]
 
@@ -20,10 +21,10 @@ def image_shape_of(name: str, data_shape: Shape, **fields: Any) -> Shape:
         fields: the operator's fields; those left out have their defaults.
 
     Raises:
-        ValueError: if there is no such row, or the operator gives no data of this shape.
+        ValueError: if there is no such row, its fields are wrong, or the operator gives no data of this shape.
     """
-    defaults = {key: field.default for key, field in operator_fields(name).items() if not field.required}
-    values = {**defaults, **fields}
+    name, given = parse_spec({"name": name, **fields}, OPERATORS, "operator")
+    values = {key: given.get(key, field.default) for key, field in operator_fields(name).items()}
     if name in KERNELS:
         boundary = values.pop("boundary")
         return picture_shape(data_shape, KERNELS[name](**values), boundary)

@@ -262,11 +262,11 @@ def compare(args: argparse.Namespace) -> None:
         raise ValueError(f"--timing must be at least 1, got {args.timing}.")
     if not 1 <= args.images <= len(HELD_OUT):
         raise ValueError(f"--images must be 1 to {len(HELD_OUT)}, got {args.images}.")
-    if any(kind_of(method.name) == "deepinv" for task in recipe.tasks for method in task.methods):
-        check_deepinv()
     device = find_device(args.device)
     truth = pictures(args.pictures, args.size)[: args.images].to(device)
     prior = load_prior(recipe.prior, "float32").to(device)
+    if any(kind_of(method.name) == "deepinv" for task in recipe.tasks for method in task.methods):
+        check_deepinv()
     problems = [make_problem(task, truth, recipe.seed) for task in recipe.tasks]  # all, before a network runs
     args.out.mkdir(parents=True, exist_ok=True)
     if args.timing is not None:

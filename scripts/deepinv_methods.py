@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from deepinv_physics import decomposed, measured, network, plain
+from packaging.version import Version
 from setting import NotApplicableError, Outcome, Setting
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from invsolve.solvers._start import first_guess
 
 Grid = Literal["linear", "karras", "restoration"]
 Start = Literal["noise", "guess"]
-OLDEST = (0, 5)  # version of deepinv with all of these
+OLDEST = "0.5"  # version of deepinv with all of these
 
 
 def deepinv_diffpir(
@@ -187,9 +188,9 @@ def check_deepinv() -> None:
         found = version("deepinv")
     except PackageNotFoundError:
         found = ""
-    if tuple(map(int, found.split(".")[:2] if found else ())) < OLDEST:
+    if not found or Version(found) < Version(OLDEST):
         raise ValueError(
-            f"The methods deepinv-* need deepinv {'.'.join(map(str, OLDEST))} or newer, got {found or 'none'}; run "
+            f"The methods deepinv-* need deepinv {OLDEST} or newer, got {found or 'none'}; run "
             "pip install '.[bench]', or leave them out with --methods ours classical."
         )
 

@@ -121,7 +121,12 @@ def run(args: argparse.Namespace) -> None:
         return tuple(row[key] for key in ("solver", "steps", "kind", "sigma", "size")), row
 
     if args.write:
-        write_table([row for row in dict(read_lines(path, keyed)).values() if row["size"] == args.size])
+        rows = (
+            [row for row in dict(read_lines(path, keyed)).values() if row["size"] == args.size] if path.exists() else []
+        )
+        if not rows:
+            raise ValueError(f"{path} has no rows of size {args.size}; run this command without --write first.")
+        write_table(rows)
         return
     x, prior = tuning(args.size), load_prior(PRIOR, "float32")
     for solver, steps, kind, sigma in cases(args):
@@ -131,7 +136,7 @@ def run(args: argparse.Namespace) -> None:
             continue
         try:
             row = key | {"ratios": measure(solver, steps, kind, sigma, x, prior)}
-        except TypeError as reason:  # an operator that it does not take
+        except (TypeError, ValueError) as reason:  # an operator that it does not take
             print(f"{solver}, {kind}: {reason}", flush=True)
             continue
         append_lines(path, [json.dumps(row)])

@@ -240,7 +240,8 @@ def collect(args: argparse.Namespace) -> None:
     given = photographs(args.photos) if args.photos else iter(())
     for picture in (*first_pictures(work), *new_pictures(work), *given):
         if kind := place(picture):
-            (folders[kind] / picture.name).write_bytes(picture.data)
+            with (folders[kind] / picture.name).open("xb") as file:  # two of one name: stop
+                file.write(picture.data)
             sources.append({"file": f"{kind}/{picture.name}", **picture.source})
     (args.out / "sources.json").write_text(json.dumps(sources, indent=1) + "\n")
     photos, validation, stamps = (len(list(folder.iterdir())) for folder in folders.values())

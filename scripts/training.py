@@ -23,6 +23,8 @@ import torch
 from muon import Muon
 from torch import Tensor, nn
 
+from invsolve.devices import native_bfloat16
+
 __all__ = ["Clock", "add_arguments", "autocast", "decay", "train"]
 
 WARM_UP = 100  # steps
@@ -89,8 +91,7 @@ def _device(name: str) -> torch.device:
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 where the device computes in it natively; else float32, which is faster than its emulation."""
     kind = device.type
-    native = kind != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast(kind, torch.bfloat16, enabled=native)
+    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or native_bfloat16())
 
 
 def decay(minutes: float, start: float, end: float) -> float:

@@ -58,8 +58,11 @@ def killed(work: Callable[[], object], *, at: int | None = None, after: float | 
     if child == 0:
         if at is not None:
             _die_before(at)
-        work()
-        os._exit(0)
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)  # an exception must not go on into a second run of pytest
     if after is not None:
         time.sleep(after)
         os.kill(child, signal.SIGKILL)
@@ -132,13 +135,14 @@ def test_killed_at_any_moment() -> None:
     start = time.monotonic()
     invsolve(*OTHER, "-o", "timed")
     seconds = time.monotonic() - start
-    rng = random.Random(0)
+    rng, kills = random.Random(0), 0
     for _ in range(6):
         shutil.rmtree("out", ignore_errors=True)
         shutil.copytree("one", "out")
-        killed(lambda: invsolve(*OTHER, "-o", "out"), after=rng.uniform(0, 1.2 * seconds))
+        kills += killed(lambda: invsolve(*OTHER, "-o", "out"), after=rng.uniform(0, 1.2 * seconds))
         check(ONE, clean["one"])
         check(OTHER, clean["other"])
+    assert kills > 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What speaks against a result: chi2 beside what its solver leaves by itself, on data that other libraries made."""
 
+import dataclasses
 import json
 import math
 import warnings
@@ -13,9 +14,10 @@ from skimage import data
 
 import invsolve as package
 from invsolve import GaussianNoise, NoNoise, Problem, build_operator, build_solver, load_prior
-from invsolve.doubt import DoubtWarning, doubts_of
+from invsolve.doubt import DoubtWarning, doubts_of, judge
 from invsolve.expected import EIGHT_BITS, TABLE, Band, chi2_of, expected_band, kind_of, misfit_ratio, rounding_of
 from invsolve.operators import OPERATORS, Compose
+from invsolve.record import prior_sha256
 from invsolve.solvers import SOLVERS
 
 SHAPE = 3, 24, 32
@@ -80,6 +82,7 @@ def test_every_operator_has_its_kind():
 def test_the_table_holds_bands_of_known_solvers():
     table = json.loads(TABLE.read_text())
     assert table["about"]["prior"] == "natural"
+    assert table["about"]["weights"] == prior_sha256("natural")  # else measure again: scripts/expected_chi2.py
     assert {"ddrm", "ddnm", "diffpir"} <= set(table["solvers"]) <= set(SOLVERS)
     for name, kinds in table["solvers"].items():
         for kind, steps in kinds.items():
@@ -282,3 +285,21 @@ def test_doubts_are_kept_with_a_result(tmp_path):
     assert all(result.doubts)
     result.save(tmp_path / "result")
     assert package.Result.load(tmp_path / "result").doubts == result.doubts
+
+
+def test_a_sample_that_is_not_finite_makes_no_doubt_of_the_others():
+    """The band comes from a finite one, and nothing that JSON does not know enters the record."""
+    y = (torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2.6 - 1.3).clamp(-1, 1)
+    problem, solver, prior = identity_problem(y, 0.1), build_solver("diffpir"), load_prior("natural")
+    good = package.solve(problem, prior, solver, samples=2)
+    bad = good.samples.clone()
+    bad[0, 0] = torch.nan
+    chi2 = torch.stack([chi2_of(problem, bad[:, k]) for k in range(2)], dim=1)
+    spoilt = dataclasses.replace(good, samples=bad, chi2=chi2)
+    told = [judge(r, [problem], solver, prior, None, [0.0], torch.zeros(1)) for r in (good, spoilt)]
+    assert told[1].doubts == told[0].doubts
+    assert "NaN" not in json.dumps(told[1].record["expected_chi2"])
+    nothing = judge(
+        dataclasses.replace(spoilt, samples=bad * torch.nan), [problem], solver, prior, None, [0.0], torch.zeros(1)
+    )
+    assert nothing.record["expected_chi2"] == [None]

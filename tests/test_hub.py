@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 import torch
+from combinations import SHORT, pairs_of
 from diffusers import AutoencoderTiny
 from hub import PIPELINES, keeper
 from safetensors.torch import load_file, save_file
@@ -67,11 +68,10 @@ def test_half_precision_agrees(name, folders):
     torch.testing.assert_close(whole.encode(x), half.encode(x))  # autoencoders stay in float32
 
 
-SHORT = {"mmdflow": "mmdflow(pairs=8, flow_steps=1, slices=4)", "dflow": "dflow(ode_steps=2, evaluations=2)"}
+FAMILIES = ["sd1.5", "sd2.1", "sdxl", "sd3", "flux-dev", "dit", "sana", "unet2d", "edm"]
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("name", ["sd1.5", "sd2.1", "sdxl", "sd3", "flux-dev", "dit", "sana", "unet2d", "edm"])
+@pytest.mark.parametrize(("name", "solver"), pairs_of(FAMILIES, list(SOLVERS), every=4))
 def test_every_sampler_takes_five_steps(name, solver, folders):
     prior, sampler = load_prior(folders(name)), build_solver(SHORT.get(solver, solver))
     operator = build_operator("inpaint-random", (3, 14, 12), fraction=0.5)

@@ -138,11 +138,11 @@ def test_kernel_file_of_a_measured_kernel() -> None:
 def test_kernel_files_of_other_kinds(kind: str) -> None:
     taps = kernels.camera_shake(7, 2, 1.0).numpy()
     top = taps.max()
-    path = str(Path(FILES.name, f"kernel.{kind[:3]}"))
+    path = str(Path(FILES.name, f"taps.{kind[:3]}"))
     if kind == "npy":
-        path = array_file("kernel.npy", 3 * taps.astype(np.float32))
+        path = array_file("taps.npy", 3 * taps.astype(np.float32))
     elif kind == "npy of integers":
-        path = array_file("kernel.npy", (taps / top * 1e6).round().astype(np.int64))
+        path = array_file("taps.npy", (taps / top * 1e6).round().astype(np.int64))
     elif kind == "tif":
         tifffile.imwrite(path, (7 * taps).astype(np.float32))  # taps above 1: no picture
     elif kind == "tif of 16 bits":

@@ -151,7 +151,7 @@ def test_gradient_steps_never_move_away_from_the_data(row):
 @pytest.mark.parametrize("steps", [1, 2, 3, 6])
 def test_steps_on_a_linear_problem_are_conjugate_gradients(steps):
     """Against the least misfit over the Krylov space of the normal equations; in a batch, each row its own."""
-    problem = double(toy("blur", sigma=1e-4, n=2))
+    problem = double(toy("blur", sigma=1e-4, n=2, boundary="circular"))
     x = 0.3 * torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     got = least_squares(x, problem.residual, problem.radius, steps)
     a = dense_matrix(problem.operator).double().numpy()
@@ -168,7 +168,7 @@ def test_steps_on_a_linear_problem_are_conjugate_gradients(steps):
 
 def test_a_row_whose_steps_hardly_help_is_done():
     """Stall against the steps of the same row one by one; a row that goes on does not wait for one that stalls."""
-    problem = double(toy("blur", sigma=1e-4, n=2))
+    problem = double(toy("blur", sigma=1e-4, n=2, boundary="circular"))
     x = 0.3 * torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x[1] = problem.linear.pinv(problem.y)[1] + 0.01 * x[1]
     paths = [least_squares(x, problem.residual, problem.radius, k) for k in range(9)]
@@ -560,14 +560,21 @@ def test_flair_and_resample_without_noise_use_the_operators_own_projection():
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", [None, VE(80.0), DiscreteVP(linear_betas())], ids=["flow", "ve", "vp"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        pytest.param(None, id="flow"),
+        pytest.param(VE(80.0), id="ve", marks=pytest.mark.slow),  # 12 s each
+        pytest.param(DiscreteVP(linear_betas()), id="vp", marks=pytest.mark.slow),
+    ],
+)
 def test_calibration_of_a_gaussian_is_the_closed_form(schedule):
     """Mean over the spectrum of c / ((1 - t)^2 c + t^2), the variance of the velocity given z_t; on every path."""
     g = torch.Generator().manual_seed(0)
     c = torch.rand(12, generator=g).double() + 0.1
     prior = GaussianPrior(Full(torch.diag(c)), schedule=schedule)
     pictures = c.sqrt().reshape(3, 2, 2) * torch.randn(400, 3, 2, 2, generator=g).double()
-    error = calibrate(prior, pictures, batch_size=50)
+    error = calibrate(prior, pictures, batch_size=len(pictures))
     t = torch.linspace(1, 0, 100).double()[:, None]
     expected = (c / ((1 - t) ** 2 * c + t**2)).mean(dim=1)
     inside = slice(2, None)  # the paths of diffusion models end before t = 1 of the flow

@@ -152,6 +152,22 @@ def test_damaged_exif_raises_nothing_else(data: bytes, big: bool) -> None:
                 assert kept is None or read_exif(kept)
 
 
+def test_entries_of_large_tiffs_are_left_out() -> None:
+    """Types 16 to 18 have eight bytes, and EXIF does not know them."""
+    wide = Entry(16, b"\0" * 8)
+    folder: dict[int, Any] = {
+        271: wide,
+        272: Entry(2, b"camera\0"),
+        34665: {33434: wide, 33437: Entry(5, b"\1\0\0\0" * 2)},
+    }
+    for of_tiff in (False, True):
+        for everything in (False, True):
+            block = exif_block(folder, "<", of_tiff=of_tiff, everything=everything)
+            assert block is not None
+            again = read_exif(block)
+            assert 271 not in again and again[272] == folder[272]
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("big", [False, True])
 def test_both_byte_orders_and_large_tiffs(tmp_path: Path, order: str, big: bool) -> None:
@@ -220,7 +236,10 @@ def test_the_provenance_is_found_under_any_name(tmp_path: Path) -> None:
         for name in (f"a{suffix}", f"b{other}", "c"):
             (tmp_path / name).write_bytes(data)
             assert provenance_of(tmp_path / name) == made
-    for path in (tmp_path / "in.png", tmp_path / "none.png", tmp_path):
+    others = tmp_path / "others.tif"
+    description = '{"software": "MicroScope 3.1", "tool": "stage"}'
+    tifffile.imwrite(others, np.zeros((5, 5), dtype=np.uint8), description=description, metadata=None)
+    for path in (tmp_path / "in.png", tmp_path / "none.png", tmp_path, others):
         assert provenance_of(path) == {}
 
 

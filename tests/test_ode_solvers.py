@@ -394,6 +394,7 @@ def test_sgfm_samples_a_gaussian_posterior():
     assert float((covariance.diagonal() - 1).mean().abs()) < 0.05
 
 
+@pytest.mark.slow
 def test_sgfm_visits_the_modes_as_often_as_they_deserve():
     """Four far modes in the plane, of which one number is measured: two explain it, one of them better."""
     means = 4 * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]).double()

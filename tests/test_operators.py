@@ -42,6 +42,7 @@ from invsolve.operators import (
     masks,
     operator_fields,
 )
+from invsolve.operators.blur import SeparableBlur, make_blur
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Brute force: loops over pixels, (C, H, W) arrays
@@ -340,8 +341,18 @@ ORDINARY = [
 ]
 
 
-@pytest.mark.parametrize("boundary", ["unknown", "circular", "zero", "reflect"])
-@pytest.mark.parametrize(("name", "fields", "shape"), ORDINARY, ids=str)
+LONG = {(name, boundary) for name in ("blur-motion", "blur-shake") for boundary in ("reflect", "zero")}  # 5 to 25 s
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "shape", "boundary"),
+    [
+        pytest.param(*row, b, marks=pytest.mark.slow if (row[0], b) in LONG and "angle" not in row[1] else ())
+        for row in ORDINARY
+        for b in ("unknown", "circular", "zero", "reflect")
+    ],
+    ids=str,
+)
 def test_pinv_of_a_strong_blur(name: str, fields: dict[str, Any], shape: tuple[int, int, int], boundary: str) -> None:
     """A A^+ A = A up to the stated cut-off or damping; on any data it is bounded, and rows do not mix."""
     operator, x = build_operator(name, shape, boundary=boundary, **fields), images(2, shape)
@@ -441,7 +452,7 @@ def test_cut_blocks_equal_brute_force(case: Case, shape: tuple[int, int, int]) -
 
 def test_blur_drops_what_it_has_lost() -> None:
     """A mean over three pixels of a ring of nine loses two frequencies for good."""
-    operator = build_operator("blur-uniform", (1, 9, 9), size=3)
+    operator = build_operator("blur-uniform", (1, 9, 9), size=3, boundary="circular")
     matrix = np.stack([operator(x[None]).numpy().reshape(-1) for x in torch.eye(81).double().reshape(81, 1, 9, 9)], 1)
     assert np.linalg.matrix_rank(matrix) == 49
     y = randn(1, 1, 9, 9)
@@ -451,14 +462,10 @@ def test_blur_drops_what_it_has_lost() -> None:
 
 def test_blur_survives_a_cast_of_the_module() -> None:
     """Module.float() drops the imaginary part of a complex buffer; an asymmetric kernel would then be mirrored."""
-    operator, x = build_operator("blur-kernel", SHAPE, kernel=KERNEL_FILE), images(dtype=torch.float32)
+    operator = build_operator("blur-kernel", SHAPE, kernel=KERNEL_FILE, boundary="circular")
+    x, kernel = images(dtype=torch.float32), kernels.from_file(KERNEL_FILE).numpy()
     assert relative(operator.to(torch.float32)(x), operator(x.double()).float()) < 1e-6
-    assert (
-        relative(
-            operator(x)[0], torch.from_numpy(convolve(x[0].numpy(), kernels.from_file(KERNEL_FILE).numpy(), "circular"))
-        )
-        < 1e-6
-    )
+    assert relative(operator(x)[0], torch.from_numpy(convolve(x[0].numpy(), kernel, "circular"))) < 1e-6
 
 
 def test_bicubic_agrees_with_torch_inside() -> None:
@@ -624,10 +631,10 @@ BAD_FIELDS = [
     ("inpaint-random", {"fraction": 1.5}, "lies between 0 and 1, got 1.5"),
     ("inpaint-random", {"fraction": 0.001}, "this mask observes every pixel"),
     ("inpaint-brush", {"fraction": 0.0}, "lies between 0 and 1, got 0.0"),
-    ("blur", {"sigma": -1.0}, "sigma is the width of the Gaussian in pixels, positive and at most 4095, got -1.0; 1"),
-    ("blur", {"sigma": 1e308}, r"at most 4095, got 1e\+308; 1 to 5 blur"),
-    ("blur", {"sigma": 1e308, "boundary": "zero"}, r"at most 4095, got 1e\+308; 1 to 5 blur"),
-    ("blur", {"sigma": 600.0}, "at most 4095 pixels wide, this one has 4801; make it smaller"),
+    ("blur", {"sigma": -1.0}, "sigma is the width of the Gaussian in pixels, positive and at most 511, got -1.0; 1"),
+    ("blur", {"sigma": 1e308}, r"at most 511, got 1e\+308; 1 to 5 blur"),
+    ("blur", {"sigma": 1e308, "boundary": "zero"}, r"at most 511, got 1e\+308; 1 to 5 blur"),
+    ("blur", {"sigma": 600.0}, "at most 511, got 600.0"),
     ("blur", {"sigma": 1.0, "boundary": "circular"}, r"The kernel \(9, 9\) is larger than the picture \(7, 8\)"),
     ("blur", {"sigma": 1.0}, r"Nothing is left of a picture \(7, 8\) without the border that the kernel \(9, 9\)"),
     ("blur-shake", {"size": 9}, r"Nothing is left of a picture \(7, 8\)"),
@@ -640,7 +647,7 @@ BAD_FIELDS = [
         "boundary of operator blur must be 'unknown' or 'circular' or 'zero' or 'reflect', got 'wrap'",
     ),
     ("blur-uniform", {"size": 4}, "odd number of pixels, so that it has a middle, got 4"),
-    ("blur-motion", {"length": 0.0}, "at least 1 and at most 4095, got 0.0; 5 to 30"),
+    ("blur-motion", {"length": 0.0}, "at least 1 and at most 4094, got 0.0; 5 to 30"),
     ("blur-shake", {"size": 5, "intensity": -1.0}, r"intensity from 0 \(a.*\) to 10, got size=5, intensity=-1.0"),
     ("blur-shake", {"intensity": 1e308}, r"to 10, got size=31, intensity=1e\+308"),
     ("blur-shake", {"size": 1}, "size >= 3"),
@@ -655,9 +662,9 @@ BAD_FIELDS = [
     ("inpaint-random", {"seed": 2**70}, r"seed is a whole number from 0 to 2\^63 - 1, got 1180591620717411303424"),
     ("inpaint-brush", {"seed": -1}, "from 0 to"),
     ("blur-shake", {"size": 5, "seed": 2**64}, "seed is a whole number"),
-    ("blur", {"sigma": 1e6}, "at most 4095, got 1000000.0; 1 to 5 blur"),
+    ("blur", {"sigma": 1e6}, "at most 511, got 1000000.0; 1 to 5 blur"),
     ("blur-uniform", {"size": 2000001}, "at most 4095 pixels wide, this one has 2000001"),
-    ("blur-motion", {"length": 1e308}, r"at most 4095, got 1e\+308; 5 to 30"),
+    ("blur-motion", {"length": 1e308}, r"at most 4094, got 1e\+308; 5 to 30"),
     ("blur-shake", {"size": 4097}, "at most 4095 pixels wide, this one has 4097"),
     ("jpeg", {"quality": 0}, r"quality is a number from 1 \(worst\) to 100, got 0"),
     ("jpeg", {"subsampling": "4:1:1"}, "subsampling of operator jpeg must be '4:4:4' or '4:2:0', got '4:1:1'"),
@@ -695,7 +702,7 @@ BAD_ARGUMENTS = [
     (lambda: CircularBlur(SHAPE, kernel=torch.ones(2, 3)), r"odd height and width, got \(2, 3\)"),
     (
         lambda: PaddedBlur(SHAPE, kernel=torch.ones(3, 3), boundary="circular"),
-        "is one of unknown, zero, reflect for",
+        "is one of unknown, zero, reflect, got",
     ),
     (lambda: Separable(SHAPE, vertical=torch.ones(2, 7), horizontal=torch.ones(2, 7)), r"got \(2, 7\) and \(2, 7\)"),
     (lambda: JPEG(SHAPE, tables=torch.zeros(2, 8, 8)), "values 1 to 255"),
@@ -703,7 +710,7 @@ BAD_ARGUMENTS = [
     (lambda: Grayscale(SHAPE, weights="rgb"), "weights is one of mean, luma, got 'rgb'"),
     (lambda: build_operator("blur-kernel", SHAPE, kernel=clear_file()), "has transparent pixels; save it opaque"),
     (lambda: build_operator("inpaint", SHAPE, mask=clear_file()), "has transparent pixels; save it opaque"),
-    (lambda: image_shape_of("blurr", SHAPE), "Unknown operator 'blurr'; choose one of identity"),
+    (lambda: image_shape_of("blurr", SHAPE), "Unknown operator 'blurr' .*; choose one of identity"),
     (lambda: image_shape_of("downsample", SHAPE, factor=0), "factor must be a whole number of at least 1, got 0"),
     (lambda: image_shape_of("grayscale", SHAPE), r"expects a grey picture \(1 channel\), got 3; save it as grey"),
 ]
@@ -819,7 +826,7 @@ def test_proximal_step_needs_few_products(
     operator = build_operator(name, shape, boundary=boundary, **fields)
     truth = torch.nn.functional.avg_pool2d(randn(2, 3, 68, 76, seed=3), 5, 1)
     y = operator(truth) + noise * randn(2, *operator.data_shape, seed=4)
-    most = {0.5: 40, 0.1: 12}
+    most = {0.5: 20, 0.1: 8}
     for spread, products in most.items():
         x, rho = truth + spread / 5 * randn(2, *shape, seed=5), torch.tensor((noise / spread) ** 2)
         exact = operator.prox(x, y, rho)
@@ -831,10 +838,72 @@ def test_proximal_step_needs_few_products(
         misfit = dot(operator(error), operator(error)) + rho * dot(error, error)
         objective = dot(operator(exact) - y, operator(exact) - y) + rho * dot(exact - x, exact - x)
         assert crop.call_count <= products
-        assert (misfit < 1e-3 * objective).all()
+        assert (misfit < 1e-4 * objective).all()
 
 
 def test_a_large_blur_is_built_at_once() -> None:
     """No decomposition of its matrices, which takes a minute, before it is needed."""
     operator = build_operator("blur", (1, 3000, 3000))
     assert operator._decomposition is None and operator.border == (8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["blur", "downsample", "downsample-bicubic"])
+def test_a_module_that_was_cast_still_has_its_singular_values(name: str, dtype: torch.dtype) -> None:
+    shape = (1, 24, 20)
+    operator = build_operator(name, shape).to(dtype)
+    y = operator(images(1, shape))
+    assert relative(operator(operator.pinv(y)), y) < 1e-2
+
+
+@every_linear
+def test_rho_may_be_a_number(case: Case) -> None:
+    operator, x = case.build(), images(2)
+    y = operator(images(2))
+    torch.testing.assert_close(operator.prox(x, y, 0.3), operator.prox(x, y, torch.tensor(0.3).double()))
+
+
+@pytest.mark.parametrize("boundary", ["zero", "reflect"])
+def test_the_preconditioner_saves_products(boundary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, with much and little of the spectrum below rho."""
+    operator = build_operator("blur-motion", (1, 64, 64), boundary=boundary, length=15.0)
+    truth = torch.nn.functional.avg_pool2d(randn(1, 1, 68, 68, seed=3, dtype=torch.float32), 5, 1)
+    x = truth + 0.1 * randn(1, 1, 64, 64, seed=4, dtype=torch.float32)
+    y = operator(truth) + 0.02 * randn(1, 1, 64, 64, seed=2, dtype=torch.float32)
+    counts = {}
+    for rho in torch.tensor([1e-4, 1e-3, 1e-2, 1.0]):
+        for kind in ("plain", "preconditioned"):
+            with monkeypatch.context() as patch:
+                forward = mock.Mock(side_effect=operator.forward)
+                patch.setattr(operator, "forward", forward)
+                LinearOperator.prox(operator, x, y, rho) if kind == "plain" else operator.prox(x, y, rho)
+            counts[kind, float(rho)] = forward.call_count
+        assert counts["preconditioned", float(rho)] < counts["plain", float(rho)], counts
+    few, many = (sum(n for (name, _), n in counts.items() if name == kind) for kind in ("preconditioned", "plain"))
+    assert few < (0.8 if boundary == "reflect" else 0.5) * many, counts
+
+
+LINE = torch.full((3,), 1 / 3).double()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SeparableBlur((1, 9, 9), rows=LINE[:2], columns=LINE, boundary="zero"), r"odd height and width"),
+        (lambda: SeparableBlur((1, 9, 9), rows=LINE / 0, columns=LINE, boundary="zero"), r"finite"),
+        (
+            lambda: SeparableBlur((1, 9, 9), rows=LINE, columns=LINE, boundary="circular"),
+            r"one of unknown, zero, reflect",
+        ),
+        (lambda: make_blur((1, 9, 9), torch.ones(2, 4) / 8, "unknown"), r"odd height and width, got \(2, 4\)"),
+        (lambda: make_blur((1, 9, 9), torch.ones(3, 3) / 9, "mirror"), "boundary is one of unknown, circular, zero"),
+        (lambda: image_shape_of("blur", (3, 9, 9), boundary="mirror"), "boundary"),
+        (lambda: image_shape_of("blur-kernel", (3, 9, 9)), "kernel"),
+        (lambda: image_shape_of("blur", (3, 9, 9), sigma="wide"), "sigma"),
+        (lambda: build_operator("blur", (3, 9, 9), sigma=600.0), "positive and at most 511, got 600"),
+        (lambda: build_operator("blur-motion", (3, 9, 9), length=4095.0), "at most 4094, got 4095"),
+    ],
+)
+def test_what_blurs_refuse(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()

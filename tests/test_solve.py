@@ -327,6 +327,7 @@ def test_poisson_counts_in_half_precision(peak):
 SLOW = {"sgfm", "dflow", "daps", "mcgdiff", "tds", "mmdflow"}  # or not for single pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in SLOW])
 def test_bfloat16_changes_the_quality_by_less_than_a_twentieth_of_a_decibel(solver):
     truth = torch.from_numpy(picture((64, 64))).permute(2, 0, 1)[None].float() / 127.5 - 1

@@ -8,6 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from combinations import SHORT, pairs_of
 from files import KERNEL_FILE, mask_file
 from toys import ReplayRng, ToyLatentPrior
 
@@ -62,7 +63,7 @@ SATURATED = {"pnpflow", "dflow", "otode", "psld"}
 
 def toy(row="downsample", sigma=0.1, n=1, seed=0, **fields):
     """A problem on pictures of the prior."""
-    operator = build_operator(row, SHAPE, **(fields or FIELDS.get(row, {})))
+    operator = build_operator(row, SHAPE, **(FIELDS.get(row, {}) | fields))
     x = PRIOR.sample(SHAPE, ImageRng(range(seed, seed + n)))
     noise = GaussianNoise(sigma) if sigma else NoNoise()
     return Problem(operator, noise, simulate(operator, noise, x, ImageRng(range(100, 100 + n))))
@@ -86,18 +87,20 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("row", OPERATORS)
-@pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize(("kind", "sigma"), [("pixel flow", 0.0), *((kind, 0.1) for kind in KINDS)])
-def test_every_solver_with_every_prior_and_operator(kind, sigma, name, row, monkeypatch):
+SETTINGS = [("pixel flow", 0.0), *((kind, 0.1) for kind in KINDS)]
+
+
+@pytest.mark.parametrize(("setting", "name", "row"), pairs_of(SETTINGS, list(SOLVERS), list(OPERATORS)))
+def test_every_solver_with_every_prior_and_operator(setting, name, row, monkeypatch):
     """Two steps of each combination; one that cannot work says so before any network runs."""
+    kind, sigma = setting
     problem, prior, solver = toy(row, sigma=sigma), KINDS[kind](), SOLVERS[name]
     if not isinstance(problem.operator, solver.requires) or (prior.has_decoder and not solver.latents):
         monkeypatch.setattr(prior, "predict", lambda z, t: pytest.fail("the network ran"))
         with pytest.raises(TypeError, match=r"choose another solver|prior of pixels"):
             two_steps(name, problem, prior)
         return
-    result = two_steps(name, problem, prior, samples=2)
+    result = two_steps(SHORT.get(name, name), problem, prior, samples=2)
     assert result.ok
     assert result.samples.shape == (1, 2, *SHAPE)
     assert result.samples.abs().max() < 10  # the prior has a standard deviation of 1
@@ -105,16 +108,18 @@ def test_every_solver_with_every_prior_and_operator(kind, sigma, name, row, monk
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_batch_of_three_equals_three_of_one(name):
-    together = two_steps(name, toy(n=3), n=5).samples
-    alone = two_steps(name, toy(n=3), n=5, batch_size=1).samples
+    spec = SHORT.get(name, name)
+    together = two_steps(spec, toy(n=3), n=5).samples
+    alone = two_steps(spec, toy(n=3), n=5, batch_size=1).samples
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_same_seed_same_bits(name):
-    first, again = (two_steps(name, toy(), n=5, seed=3).samples for _ in range(2))
+    spec = SHORT.get(name, name)
+    first, again = (two_steps(spec, toy(), n=5, seed=3).samples for _ in range(2))
     assert torch.equal(first, again)
-    other = two_steps(name, toy(), n=5, seed=4).samples
+    other = two_steps(spec, toy(), n=5, seed=4).samples
     assert not torch.equal(first, other)
 
 
@@ -150,12 +155,15 @@ def test_the_path_does_not_matter(name):
     problem = toy()
     problem = dataclasses.replace(problem, y=problem.y.double())
     vp = Rescheduled(PRIOR, DiscreteVP(linear_betas()))
-    solver = SOLVERS[name]()
+    solver = build_solver(SHORT.get(name, name))
     flow, other = (solve(problem, p, solver, make_times("restoration", 10, p.schedule)).samples for p in (PRIOR, vp))
     torch.testing.assert_close(flow, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+LONG = {"sgfm", "dflow", "mmdflow"}  # 7 to 36 s
+
+
+@pytest.mark.parametrize("name", [pytest.param(s, marks=pytest.mark.slow if s in LONG else ()) for s in SOLVERS])
 def test_mean_against_the_closed_form(name):
     """Distance of the sample mean to the exact posterior mean, relative to that of the prior mean; finer is better.
 
@@ -195,22 +203,21 @@ def test_gradients_are_counted():
     assert stats["network_vjp"] == 0
 
 
-def test_latent_priors():
+@pytest.mark.parametrize("name", SOLVERS)
+def test_latent_priors(name):
     """Every solver runs through a decoder, and its picture explains the data better than an empty one."""
     prior = latent_toy()
     x = prior.decode(torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1)))
     operator, noise = build_operator("downsample", SHAPE, factor=2), GaussianNoise(0.1)
     problem = Problem(operator, noise, simulate(operator, noise, x, ImageRng([0])))
-    for name in SOLVERS:
-        if not SOLVERS[name].latents:
-            with pytest.raises(TypeError, match="prior of pixels"):
-                two_steps(name, problem, prior)
-            continue
-        result = two_steps(name, problem, prior, n=max(30, SOLVERS[name].steps))
-        assert result.ok, name
-        if SOLVERS[name].needs_fit:
-            continue  # what it does without a fit in so many dimensions is near the prior
-        assert float(result.chi2.mean()) < 0.5 * float(problem.chi2(torch.zeros_like(x))), name
+    if not SOLVERS[name].latents:
+        with pytest.raises(TypeError, match="prior of pixels"):
+            two_steps(name, problem, prior)
+        return
+    result = two_steps(name, problem, prior, n=max(30, SOLVERS[name].steps))
+    assert result.ok
+    if not SOLVERS[name].needs_fit:  # what it does without a fit in so many dimensions is near the prior
+        assert float(result.chi2.mean()) < 0.5 * float(problem.chi2(torch.zeros_like(x)))
 
 
 def test_a_saturating_decoder_does_not_hide_a_failure():

@@ -113,7 +113,14 @@ def samples_of(name, case):
 
 
 @pytest.mark.parametrize("kind", SMALL.settings)
-@pytest.mark.parametrize("name", [name for name in SOLVERS if SOLVERS[name].samples_posterior])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "sgfm" else ())  # 10 s; in test_ode_solvers.py, too
+        for name in SOLVERS
+        if SOLVERS[name].samples_posterior
+    ],
+)
 def test_who_claims_to_sample_the_posterior_does(name, kind):
     case = small_case(kind)
     assert faults(case, samples_of(name, case)) == {}
