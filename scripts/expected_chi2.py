@@ -35,7 +35,8 @@ from invsolve.solve import check_capability, solve
 
 PRIOR = "natural"
 SIGMAS = (0.0, 0.02, 0.08, 0.3)  # in [-1, 1] units; at 0 the rounding is the noise
-KINDS = {  # one operator per picture
+BLURS = "blur(sigma=2.0{})", "blur-motion(length=9.0, angle=30.0{})", "blur-uniform(size=5{})", "blur(sigma=1.0{})"
+KINDS = {  # the k-th operator with the k-th of four pictures, and the fifth with the first again
     "denoising": ["identity"] * 4,
     "inpainting": [
         "inpaint-random(fraction=0.7)",
@@ -44,10 +45,8 @@ KINDS = {  # one operator per picture
         "inpaint-brush(fraction=0.1)",
     ],
     "deblurring": [
-        "blur(sigma=2.0, boundary='circular')",
-        "blur-motion(length=9.0, angle=30.0, boundary='circular')",
-        "blur-uniform(size=5, boundary='circular')",
-        "blur(sigma=1.0, boundary='circular')",
+        *(blur.format("") for blur in BLURS),
+        *(blur.format(", boundary='circular'") for blur in BLURS),
     ],
     "super-resolution": [
         "downsample(factor=4)",
@@ -67,7 +66,7 @@ def rounded(y: Tensor) -> Tensor:
 
 
 def measure(solver: str, steps: int | None, kind: str, sigma: float, x: Tensor, prior: Prior) -> list[float]:
-    """The ratios of one solver, kind and noise level, one per picture of x (4, 3, H, W).
+    """The ratios of one solver, kind and noise level, one per operator and picture of x (4, 3, H, W).
 
     Raises:
         TypeError, ValueError: the solver cannot do this.
@@ -79,7 +78,7 @@ def measure(solver: str, steps: int | None, kind: str, sigma: float, x: Tensor, 
             raise ValueError(f"{spec} counts as {kind_of(operator)}, not as {kind}.")
         check_capability(build_solver(solver), operator)
         noise = GaussianNoise(sigma) if sigma > 0 else NoNoise()
-        y = rounded(simulate(operator, noise, x[k : k + 1], ImageRng([derive_seed(0, "expected chi2", k)])))
+        y = rounded(simulate(operator, noise, x[[k % len(x)]], ImageRng([derive_seed(0, "expected chi2", k)])))
         y = y if operator.data_mask is None else y * operator.data_mask.to(y)
         problem = Problem(operator, noise, y)
         result = solve(problem, prior, build_solver(solver), steps=steps, seed=k)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from combinations import SHORT
 from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 from typer.testing import CliRunner
@@ -223,7 +224,9 @@ def test_what_failed_in_half_precision_goes_on_in_float32(monkeypatch):
     assert half.backbone.network.dtype == torch.float32
 
 
-@pytest.mark.parametrize("solver", ["otode", "flowpriors", "dflow(evaluations=1)", "sgfm(global_moves=1)", "diffpir"])
+@pytest.mark.parametrize(
+    "solver", ["otode", "flowpriors", "dflow(ode_steps=2,evaluations=1)", SHORT["sgfm"], "diffpir"]
+)
 def test_solvers_that_magnify_rounding_run_in_float32(solver):
     y = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     problem = Problem(build_operator("downsample", (3, 32, 32), factor=2), GaussianNoise(0.1), y)
