@@ -1,7 +1,7 @@
 """Deblurring of photographs whose border is not known: border x kernel x method, as a table.
 
     python scripts/blur_table.py --out results
-    python scripts/blur_table.py --images 1 --size 96 --steps 10 --kernels gaussian even --out results
+    python scripts/blur_table.py --images 1 --size 96 --steps 10 --kernels gaussian even --out results  # a trial
 
 SciPy blurs a larger photograph.  Its middle, with noise and rounded to 8 bits, is what is restored.  `input` is this
 measurement, `wiener` is scikit-image's unsupervised Wiener filter after the border was tapered, the other columns are
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pictures import HELD_OUT
 from scipy import ndimage
 from skimage import data, restoration
 from torch import Tensor
@@ -29,7 +30,6 @@ from invsolve.operators import PaddedBlur, kernels
 from invsolve.operators.blur import picture_shape
 
 BOUNDARIES = ("unknown", "reflect", "zero", "circular")
-PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")  # held out: of none was anything chosen
 
 
 def kernel_files(folder: Path) -> dict[str, tuple[str, np.ndarray]]:
@@ -92,7 +92,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--size", type=int, default=160)
-    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument(
+        "--steps", type=int, help="instead of those of the solver: DiffPIR needs them after a motion blur"
+    )
     parser.add_argument("--noise", type=float, default=5.0, help="in grey levels of 8 bits")
     parser.add_argument("--kernels", nargs="+", default=["gaussian", "motion", "defocus", "even", "measured"])
     args = parser.parse_args()
@@ -104,7 +106,7 @@ def main() -> None:
         made = kernel_files(Path(folder))
         for kind in args.kernels:
             row: dict[str, list[float]] = {column: [] for column in columns}
-            for photo in PHOTOS[: args.images]:
+            for photo in HELD_OUT[: args.images]:
                 for column, picture, truth in results(*made[kind], photo, kind, prior, args):
                     row[column].append(float(psnr(picture.clamp(-1, 1), truth)))
             means = [f"{np.mean(row[column]):.2f}" if row[column] else "-" for column in columns]
