@@ -51,6 +51,7 @@ __all__ = [
     "with_file_tables",
 ]
 
+LEAST_NOISE = 1e-5  # the rounding of 16 bits
 FAR = 2.0  # a value beyond this is no rounding at the edge of [-1, 1]
 
 
@@ -236,7 +237,8 @@ def sigma_of(noise: Noise) -> float | str:
 def estimate_sigma(y: Tensor) -> float:
     """Standard deviation of white Gaussian noise in pictures (B, C, H, W), in their own units (scikit-image).
 
-    It is the mean over channels and pictures; those without any detail count as free of noise.
+    It is the mean over channels and pictures; those without any detail count as free of noise.  A mean below what 16
+    bits can hold is 0: so little comes from pictures that are flat for the most part.
     """
     from skimage.restoration import estimate_sigma as estimate
 
@@ -244,7 +246,8 @@ def estimate_sigma(y: Tensor) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numpy's, of the median of no detail at all
         sigmas = [float(estimate(plane)) for plane in planes]
-    return sum(0.0 if math.isnan(sigma) else sigma for sigma in sigmas) / len(sigmas)
+    mean = sum(0.0 if math.isnan(sigma) else sigma for sigma in sigmas) / len(sigmas)
+    return mean if mean > LEAST_NOISE else 0.0
 
 
 def _gaussian(sigma: object) -> Noise:

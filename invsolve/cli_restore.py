@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from . import __version__
 from .api import default_solver, default_steps, make_noises, restore, sigma_of, with_file_tables
+from .atomic import sha256_of
 from .choices import (
     check_at_least,
     choose_dtype,
@@ -273,9 +273,7 @@ def _identify(
 ) -> tuple[Settings, dict[str, str]]:
     """What this picture is restored with: the settings without paths, and the SHA-256 of every file that takes part."""
     options = plan.options
-    files = {
-        key: hashlib.sha256(Path(value).read_bytes()).hexdigest() for key, value in fields.items() if is_file(value)
-    }
+    files = {key: sha256_of(Path(value)) for key, value in fields.items() if is_file(value)}
     files["input"] = picture.sha256
     if plan.prior_sha256 is not None:
         files["prior"] = plan.prior_sha256

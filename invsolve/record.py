@@ -15,6 +15,7 @@ from .atomic import atomic_writes, sha256_of
 from .encode import is_cut_off, provenance_of
 from .images import MAX_PIXELS
 from .priors import BUNDLED, PRIORS, find_card, load_cards, pull
+from .priors.files import files_within
 
 __all__ = [
     "Settings",
@@ -112,14 +113,18 @@ def prior_sha256(name: str, cache_dir: Path | None = None) -> str | None:
     Of a prior of the hub it is that of its commit, which stands for gigabytes, and of its calibration.
     """
     folder = BUNDLED / name if name in PRIORS else Path(name)
-    hashes, pattern = {}, "**/*"
+    hashes: dict[str, str] = {}
     if not folder.is_dir():
         if name not in load_cards():
             return None
         folder = pull(name, offline=True, cache_dir=cache_dir)
-        hashes, pattern = {"commit": f"{find_card(name).repo}@{folder.name}"}, "calibration.*"
-    for path in sorted(path for path in folder.glob(pattern) if path.suffix in (".safetensors", ".json")):
-        hashes[path.relative_to(folder).as_posix()] = sha256_of(path)
+        hashes = {"commit": f"{find_card(name).repo}@{folder.name}"}
+        paths = sorted(folder.glob("calibration.*"))
+    else:
+        paths = files_within(folder)
+    for path in paths:
+        if path.suffix in (".safetensors", ".json", ".txt", ".model"):
+            hashes[path.relative_to(folder).as_posix()] = sha256_of(path)
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 

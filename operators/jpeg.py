@@ -11,6 +11,7 @@ import torch
 from PIL import Image, JpegImagePlugin
 from torch import Tensor
 
+from ..decode import orientation_of
 from .base import PinvOperator, Shape
 
 __all__ = ["JPEG", "Subsampling", "jpeg", "quality_tables", "read_tables"]
@@ -23,7 +24,6 @@ _UNSCALED_QUALITY = 50.0
 # Spread of a photograph: of what its colours share, and of each by itself.
 _TYPICAL_STD, _TYPICAL_COLOUR_STD, _TYPICAL_SLOPE = 0.5, 0.05, 1.5
 
-_ORIENTATION = 0x0112  # EXIF tag
 _LARGEST_SIDE = 65500  # of libjpeg, in pixels
 
 
@@ -218,7 +218,7 @@ def read_tables(path: str) -> tuple[Tensor, Subsampling]:
                     "jpeg(quality=...)."
                 )
             code = 0 if picture.mode == "L" else JpegImagePlugin.get_sampling(picture)
-            tables, size, orientation = _tables(picture), picture.size, _orientation(picture)
+            tables, size, orientation = _tables(picture), picture.size, orientation_of(picture)
     except OSError as error:
         raise ValueError(f"Cannot read {path!r} ({error}); tables_from takes the path of a JPEG file.") from error
     except Image.DecompressionBombError as error:
@@ -234,15 +234,6 @@ def read_tables(path: str) -> tuple[Tensor, Subsampling]:
             "(jpegtran), remove the orientation, or give the quality: jpeg(quality=...)."
         )
     return tables.mT if orientation in (5, 6, 7, 8) else tables, "4:4:4" if code == 0 else "4:2:0"
-
-
-def _orientation(picture: JpegImagePlugin.JpegImageFile) -> int:
-    """The EXIF orientation, 1 (upright) to 8; 1 where there is none that can be read."""
-    try:
-        orientation = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001  cameras write EXIF of every kind; `load_image` takes such pictures as upright
-        return 1
-    return orientation if orientation in range(1, 9) else 1
 
 
 def _to_cells(planes: Tensor, data: Tensor, table: Tensor) -> Tensor:

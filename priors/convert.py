@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from ..encode import check_folder_name
 from .checkpoints import new_folder, read_checkpoint, require_empty
 
 __all__ = ["convert_folder"]
@@ -28,6 +29,7 @@ def convert_folder(source: str | Path, folder: str | Path) -> Path:
             holds something; nothing is written then.
     """
     source, folder = Path(source), Path(folder)
+    check_folder_name(folder)
     require_empty(folder)
     files = [path for path in sorted(source.rglob("*")) if path.is_file()]
     binary = [path for path in files if path.suffix == ".bin"]

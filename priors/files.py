@@ -18,6 +18,7 @@ import torch
 __all__ = [
     "CANNOT_HELP",
     "check_weights",
+    "files_within",
     "quiet_diffusers",
     "read_json",
     "read_number",
@@ -70,6 +71,19 @@ def read_number(config: Mapping[str, Any], name: str, default: float, *, positiv
         kind = "a positive number" if positive else "a number"
         raise ValueError(f"The config has {name} {value!r}; expected is {kind}: save or download the prior again.")
     return float(value)
+
+
+def files_within(folder: Path) -> list[Path]:
+    """The files of a folder at any depth, also behind links to folders, sorted."""
+    seen: set[str] = set()
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()  # links that lead in a circle
+            continue
+        seen.add(real)
+        found += [Path(place, name) for name in names]
+    return sorted(found)
 
 
 def refuse_code(folder: Path) -> None:

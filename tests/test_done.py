@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from invsolve.atomic import atomic_folder, changed_files, sha256_of
 from invsolve.cli import app
 from invsolve.encode import provenance, save_png
-from invsolve.record import read_record
+from invsolve.record import prior_sha256, read_record
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 PRIOR = ["--prior", "gaussian", "--steps", "2", "--device", "cpu"]
@@ -283,3 +283,21 @@ def test_a_fit_with_other_weights_is_not_done() -> None:
         assert "flow.safetensors, which is damaged, missing or not what `invsolve fit` wrote" in result.stderr
     path.write_bytes(weights)
     assert "skipped flow" in invsolve(*FIT, "-o", "flow").stdout
+
+
+def test_a_prior_is_what_its_linked_folders_and_its_vocabulary_hold(tmp_path: Path) -> None:
+    """And links that lead in a circle end."""
+    folder, elsewhere = tmp_path / "prior", tmp_path / "elsewhere"
+    (folder / "tokenizer").mkdir(parents=True)
+    elsewhere.mkdir()
+    (folder / "unet").symlink_to(elsewhere)
+    (elsewhere / "circle").symlink_to(folder)
+    weights, merges = elsewhere / "diffusion_pytorch_model.safetensors", folder / "tokenizer" / "merges.txt"
+    weights.write_bytes(b"one")
+    merges.write_text("a b")
+    seen = {prior_sha256(str(folder))}
+    weights.write_bytes(b"two")
+    seen.add(prior_sha256(str(folder)))
+    merges.write_text("b a")
+    seen.add(prior_sha256(str(folder)))
+    assert len(seen) == 3

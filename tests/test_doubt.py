@@ -14,6 +14,7 @@ from skimage import data
 
 import invsolve as package
 from invsolve import GaussianNoise, NoNoise, Problem, build_operator, build_solver, load_prior
+from invsolve.api import estimate_sigma
 from invsolve.doubt import DoubtWarning, doubts_of, judge
 from invsolve.expected import EIGHT_BITS, TABLE, Band, chi2_of, expected_band, kind_of, misfit_ratio, rounding_of
 from invsolve.operators import OPERATORS, Compose
@@ -303,3 +304,14 @@ def test_a_sample_that_is_not_finite_makes_no_doubt_of_the_others():
         dataclasses.replace(spoilt, samples=bad * torch.nan), [problem], solver, prior, None, [0.0], torch.zeros(1)
     )
     assert nothing.record["expected_chi2"] == [None]
+
+
+def test_a_picture_that_is_flat_for_the_most_part_has_no_estimated_noise():
+    """The estimate of a drawing is 1e-31 of a level: chi2 against it would be infinite."""
+    page = np.full((64, 64, 3), 255, dtype=np.uint8)
+    page[20:24, 8:56] = 0
+    y = torch.from_numpy(page).permute(2, 0, 1)[None].float() / 127.5 - 1
+    assert estimate_sigma(y) == 0.0
+    result = package.restore(y, operator="identity", sigma="auto", prior="natural", steps=1)
+    json.dumps(result.record, allow_nan=False)
+    assert result.record["sigma"] == 0.0
