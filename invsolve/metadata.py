@@ -155,7 +155,11 @@ def exif_block(folder: Folder, order: str, *, of_tiff: bool, everything: bool) -
                 kept[tag] = entry
         elif everything or tag == EXIF_FOLDER:
             inner = {key: value for key, value in entry.items() if key in SETTING_TAGS or everything}
-            inner = {key: value for key, value in inner.items() if key not in NEVER and value.kind in SIZES}
+            inner = {
+                key: value
+                for key, value in inner.items()
+                if key not in NEVER and isinstance(value, Entry) and value.kind in SIZES
+            }
             kept |= {tag: inner} if inner else {}
     if not kept:
         return None
