@@ -112,7 +112,7 @@ def changed_files(path: Path) -> list[str]:
     """What is missing from a folder that `atomic_folder` wrote, or is not what it wrote; all, if it has no list."""
     try:
         wrote = dict(json.loads((path / MANIFEST).read_text()))
-    except (OSError, ValueError, TypeError):  # no list, or not one of ours
+    except (OSError, ValueError, TypeError, RecursionError):  # no list, or not one of ours
         return _entries(path)
     there = _hashes(path)
     return sorted(name for name in wrote if name not in there or there[name] != wrote[name])
@@ -126,7 +126,7 @@ def check_replaceable(path: Path) -> None:
         raise FileExistsError(f"{path} is a file; choose another name for the folder.")
     try:
         own = set(json.loads((path / MANIFEST).read_text()))
-    except (OSError, ValueError, TypeError):  # no list, or not one of ours
+    except (OSError, ValueError, TypeError, RecursionError):  # no list, or not one of ours
         own = set()
     foreign = [name for name in _entries(path) if name not in own]
     if foreign:

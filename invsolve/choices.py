@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from PIL import Image
 
-from .devices import parse_dtype
+from .devices import is_out_of_memory, parse_dtype
 from .files import Source
 from .holes import load_mask
 from .operators import OPERATORS, Inpaint, Operator, Shape, build_operator
@@ -52,12 +52,12 @@ EXPECTED = (  # what a user can bring about
 
 def is_expected(error: Exception) -> bool:
     """Whether a user can bring this about, so that it becomes a sentence; anything else is a bug."""
-    return isinstance(error, EXPECTED) or _out_of_memory(error)
+    return isinstance(error, EXPECTED) or is_out_of_memory(error)
 
 
 def sentence(error: Exception) -> str:
     """One line for the user."""
-    if _out_of_memory(error):
+    if is_out_of_memory(error):
         return "The device ran out of memory; lower --batch-size, or restore a smaller picture."
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
@@ -74,12 +74,6 @@ def sentence_about(path: Path, error: Exception) -> str:
 def one_line(text: str) -> str:
     """The text with what cannot be shown, such as a newline in a file name, as an escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Torch has an error of its own for accelerators only."""
-    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def check_at_least(least: int, **counts: int | None) -> None:

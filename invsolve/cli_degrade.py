@@ -25,12 +25,13 @@ from .choices import (
     public_fields,
     sentence_about,
 )
-from .encode import OUTPUT_SUFFIXES, encode_picture, provenance, provenance_of
+from .encode import OUTPUT_SUFFIXES, encode_picture
 from .files import MEASUREMENT, Source, check_writable, expand_inputs, plan_outputs
 from .holes import hidden_share, mask_notes
 from .images import Picture, at_bit_depth, load_image
 from .operators import Inpaint, Operator
 from .problem import GaussianNoise, Noise, NoNoise, simulate
+from .provenance import has_changed, provenance, provenance_of
 from .record import check_targets, typed_name, write_outputs
 from .rng import ImageRng, derive_seed
 from .spec import format_spec
@@ -168,7 +169,8 @@ def _degrade_one(plan: Plan, source: Source, output: Path) -> tuple[str, Path | 
         "border": list(built.border),
         "notes": notes,
     }
-    old = [mask_path] if not masked and provenance_of(mask_path).get("tool") == "degrade" else []
+    ours = provenance_of(mask_path).get("tool") == "degrade" and not has_changed(mask_path)
+    old = [mask_path] if ours and not masked else []
     write_outputs(files, record_path, record, old)
     told = "".join(f" ({note.rstrip('.')})" for note in notes)
     return f"degraded {source.name} -> {output}{told}", mask_path if masked else None

@@ -33,7 +33,6 @@ from .choices import (
 )
 from .devices import find_device
 from .doubt import DoubtWarning
-from .encode import provenance
 from .files import Source, check_writable, expand_inputs, plan_outputs
 from .holes import hidden_share
 from .images import Picture, load_image
@@ -44,6 +43,7 @@ from .priors import Prior, load_cards
 from .problem import Noise
 from .progress import StepBar
 from .prompts import read_prompts
+from .provenance import provenance
 from .record import (
     Settings,
     check_targets,

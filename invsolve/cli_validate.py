@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .choices import check_at_least
-from .encode import check_folder_name, figure_metadata
+from .encode import check_folder_name
 from .files import check_writable
+from .provenance import figure_metadata
 from .solvers import build_solver
 from .validate import (
     CURVE,

@@ -13,11 +13,12 @@ from torch import Tensor
 from .api import default_solver, restore
 from .atomic import atomic_folder
 from .doubt import DoubtWarning
-from .encode import check_folder_name, figure_metadata, provenance, save_png
+from .encode import check_folder_name, save_png
 from .metrics import psnr, ssim
 from .operators import OPERATORS, build_operator
 from .priors import Prior, load_prior
 from .problem import GaussianNoise, NoNoise, simulate
+from .provenance import figure_metadata, provenance
 from .result import Result, Status, json_number, spread_picture
 from .rng import ImageRng
 from .solve import Observer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["DTYPES", "find_device", "has_fast_bfloat16", "native_bfloat16", "parse_dtype"]
+__all__ = ["DTYPES", "find_device", "has_fast_bfloat16", "is_out_of_memory", "native_bfloat16", "parse_dtype"]
 
 KINDS = ("cpu", "cuda", "xpu")  # those with float64, which the tables of operators need, and with data
 DTYPES = {
@@ -20,6 +20,12 @@ DTYPES = {
 }
 CPUINFO = Path("/proc/cpuinfo")
 VARIABLE = "INVSOLVE_DTYPE"  # of the environment: what "auto" takes on a CPU
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed; torch has an error of its own for accelerators only."""
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def find_device(name: str | torch.device) -> torch.device:

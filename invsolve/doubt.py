@@ -13,6 +13,7 @@ from torch import Tensor
 from .expected import Band, expected_band, kind_of, name_of
 from .holes import mask_notes
 from .operators.base import Operator
+from .operators.identity import Identity
 from .priors import Prior
 from .problem import Problem
 from .result import Result, json_number
@@ -22,6 +23,7 @@ __all__ = ["DoubtWarning", "doubts_of", "judge"]
 
 FAR = 0.5  # share of the values far outside [-1, 1]
 
+NOTHING = "Nothing was undone: the operator is the identity and the noise 0; name the blur, the mask or the noise."
 LOOK_AT = {
     "denoising": "the noise (its level, and whether it is white)",
     "inpainting": "the mask and the noise",
@@ -62,8 +64,11 @@ def judge(
         problem = problems[b] if len(problems) > 1 else problems[0].rows(torch.tensor([b], device=result.chi2.device))
         finite = samples[samples.flatten(1).isfinite().all(dim=1)][:1]
         band = expected_band(problem, finite, solver, steps, times, prior, rounding[b]) if len(finite) else None
-        bands.append(None if band is None else [band.low, json_number(band.high)])
-        doubts.append(tuple(doubts_of(chi2, band, float(outside[b]), problem.operator, name_of(solver))))
+        bands.append(None if band is None else [json_number(band.low), json_number(band.high)])
+        told = doubts_of(chi2, band, float(outside[b]), problem.operator, name_of(solver))
+        if isinstance(problem.operator, Identity) and not bool(problem.std.any()):
+            told.append(NOTHING)
+        doubts.append(tuple(told))
     return replace(result, doubts=tuple(doubts), record=result.record | {"expected_chi2": bands})
 
 

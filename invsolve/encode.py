@@ -1,72 +1,51 @@
 """Writing pictures: tensors in [-1, 1] become PNG or TIFF files that say in themselves how they were made.
 
-What was read with a picture (alpha, ICC profile, EXIF, bit depth) goes along.  The provenance is JSON, in the text
-chunk `invsolve` of a PNG and in the description of a TIFF; no file's name is trusted for it.
+What was read with a picture (alpha, ICC profile, EXIF, bit depth) goes along.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import struct
-import warnings
 import zlib
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import imagecodecs
 import numpy as np
-import tifffile
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .atomic import atomic_write
 from .images import Picture
-from .tiff import encode_tiff, is_tiff, tiff_description
+from .provenance import KEYWORD, png_chunk, png_text, sealed
+from .tiff import encode_tiff
 
 __all__ = [
     "OUTPUT_SUFFIXES",
     "check_folder_name",
     "check_suffix",
     "encode_picture",
-    "figure_metadata",
-    "is_cut_off",
-    "provenance",
-    "provenance_of",
     "save_png",
 ]
 
-PNG_BEGIN, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 OUTPUT_SUFFIXES = (".png", ".tif", ".tiff")
 
 
 # What people name pictures by and this package does not write; of a name that ends so, no folder is made.
 OTHER_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".apng", ".mpo", ".heic", ".heif", ".hif"}
-    | {".avif", ".jp2", ".j2k", ".jpf", ".jpx", ".jpc", ".j2c", ".jxl", ".jxr", ".wdp", ".hdp", ".exr", ".hdr"}
-    | {".pic", ".pfm", ".pgm", ".ppm", ".pbm", ".pnm", ".pam", ".tga", ".ico", ".psd", ".psb", ".xcf", ".svg"}
-    | {".pdf", ".eps", ".ps", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".rw2", ".orf", ".raf", ".pef", ".srw"}
-    | {".npy", ".npz", ".mat", ".fits", ".fit", ".dcm", ".nii"}
+    f".{suffix}"
+    for suffix in (
+        *("jpg", "jpeg", "jpe", "jfif", "jls", "webp", "bmp", "dib", "gif", "apng", "mng", "mpo", "qoi", "flif", "bpg"),
+        *("heic", "heics", "heif", "heifs", "hif", "avif", "avifs", "jxl", "jxr", "wdp", "hdp"),
+        *("jp2", "jpeg2000", "jpg2", "j2k", "j2c", "jpf", "jpx", "jpc", "jpm", "jph", "jhc", "mj2"),
+        *("exr", "hdr", "pic", "pfm", "pgm", "ppm", "pbm", "pnm", "pam", "tga", "pcx", "dcx", "dds", "sgi", "ras"),
+        *("ico", "cur", "icns", "xbm", "xpm", "psd", "psb", "xcf", "kra", "ora", "svg", "svgz", "wmf", "emf"),
+        *("pdf", "eps", "ps", "dng", "cr2", "cr3", "crw", "nef", "nrw", "arw", "sr2", "srf", "raw", "rw2", "orf"),
+        *("raf", "pef", "srw", "x3f", "erf", "kdc", "dcr", "mos", "mrw", "3fr", "iiq", "rwl"),
+        *("npy", "npz", "mat", "fits", "fit", "dcm", "nii", "czi", "lif", "nd2", "svs"),
+    )
 )
-
-
-def provenance(tool: str, content: str, **more: Any) -> dict[str, Any]:
-    """How a picture was made, as it stands in the file.
-
-    Arguments:
-        tool: what wrote it, such as "restore".
-        content: what it shows, such as "sample".
-        more: further entries.
-    """
-    return {"software": f"invsolve {version('invsolve')}", "tool": tool, "content": content, **more}
-
-
-def figure_metadata(tool: str) -> dict[str, str]:
-    """The provenance for matplotlib's `savefig(..., metadata=)` of a PNG."""
-    return {"invsolve": json.dumps(provenance(tool, "figure"), sort_keys=True)}
 
 
 def check_suffix(path: Path) -> None:
@@ -114,47 +93,14 @@ def encode_picture(path: str | os.PathLike[str], x: Tensor, like: Picture, prove
         values = np.dstack([values, _resize(like.alpha, values.shape[:2])])
     icc = like.icc if len(x) == len(like.tensor) else None
     encode = _encode_png if path.suffix.lower() == ".png" else encode_tiff
-    return encode(values, json.dumps(provenance, sort_keys=True), icc, like.exif, like.xmp)
-
-
-def provenance_of(path: Path) -> dict[str, Any]:
-    """What `encode_picture` wrote about the making of a picture file; empty if it did not write this one.
-
-    Other programs describe their pictures in JSON with a "software", too.
-    """
-    try:
-        with path.open("rb") as file:
-            tiff = is_tiff(file.read(4))
-        made = json.loads(tiff_description(path) if tiff else _png_text(path))
-    except Exception:  # noqa: BLE001  a file of any kind may lie there
-        return {}
-    ours = isinstance(made, dict) and "tool" in made and str(made.get("software")).startswith("invsolve ")
-    return made if ours else {}
-
-
-def _png_text(path: Path) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of large pictures, which are not decoded here
-        with Image.open(path, formats=["PNG"]) as image:
-            return image.info["invsolve"]
-
-
-def is_cut_off(path: Path) -> bool:
-    """Whether a file begins like a PNG or a TIFF and does not go on to its end, or is empty."""
-    data = path.read_bytes()
-    if is_tiff(data):
-        try:
-            tifffile.imread(path)
-        except Exception:  # noqa: BLE001  decoders raise many types
-            return True
-        return False
-    return not data or (data[:8] == PNG_BEGIN[: len(data)] and not data.endswith(PNG_END))
+    return sealed(provenance, lambda text: encode(values, text, icc, like.exif, like.xmp))
 
 
 def save_png(x: Tensor, path: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None) -> None:
     """Write (C, H, W) in [-1, 1], C = 1 or 3, as an 8-bit PNG; values outside are clipped."""
-    text = None if provenance is None else json.dumps(provenance, sort_keys=True)
-    atomic_write(path, _encode_png(_to_integers(x, 8), text))
+    values = _to_integers(x, 8)
+    data = _encode_png(values) if provenance is None else sealed(provenance, lambda text: _encode_png(values, text))
+    atomic_write(path, data)
 
 
 def _resize(alpha: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -177,18 +123,14 @@ def _encode_png(
     data = bytes(imagecodecs.png_encode(np.ascontiguousarray(values), level=6))
     chunks = b""
     if icc:
-        chunks += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))
+        chunks += png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))
     if exif:
-        chunks += _chunk(b"eXIf", exif)
-    for keyword, content in ((b"invsolve", text and text.encode()), (b"XML:com.adobe.xmp", xmp)):
+        chunks += png_chunk(b"eXIf", exif)
+    for keyword, content in ((KEYWORD, text and text.encode()), ("XML:com.adobe.xmp", xmp)):
         if content:
-            chunks += _chunk(b"iTXt", keyword + b"\0\0\0\0\0" + content)  # not compressed, no language
+            chunks += png_text(keyword, content)
     header = 8 + 25  # signature and IHDR; all these chunks may follow it at once
     return data[:header] + chunks + data[header:]
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def _to_integers(x: Tensor, bit_depth: int) -> np.ndarray:

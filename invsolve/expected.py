@@ -10,8 +10,8 @@ of noiseless data is their rounding to 8 bits, the closest that solvers hold any
 
 Where nothing was measured (a solver without an entry, fields that are not its defaults, less than half or more than
 twice its steps, another time grid, another prior than `natural`, an operator of no kind below) the band is GENERAL,
-widened to what the solver leaves with its defaults if that is known.  A prior with a decoder may leave up to TOLERATED:
-its own error is in chi2 too.
+widened to what the solver leaves with its defaults if that is known.  A prior with a decoder may leave up to TOLERATED,
+or TOLERATED_DECODED of noiseless data: its own error is in chi2 too.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ EIGHT_BITS = 2 / 255 / math.sqrt(12)  # standard deviation of rounding to 8 bits
 GENERAL = 0.25, 4.0  # chi2 where nothing was measured: 58 of the 66 in docs/samplers.md are inside
 TOLERATED = 10.0  # chi2 above it is a doubt, whatever the solver leaves by itself
 TOLERATED_NOISELESS = 100.0  # the same for noiseless data: three levels of 255
+TOLERATED_DECODED = 3000.0  # the same for priors with a decoder: 16 levels; `natural-latent` leaves up to 1200
 MARGIN = 1.25, 1.15  # below and above the measured band
 DEVIATIONS = 3.0  # of chi2, sqrt(2 / m) each
 MOST_STEPS = 2.0  # times the measured number of steps, or its inverse
@@ -125,9 +126,10 @@ def expected_band(
     sigma, kind, linear = float(problem.std[0]), kind_of(problem.operator), isinstance(problem.operator, LinearOperator)
     stored = _stored(solver, steps, kind, sigma)
     own = stored is not None and _is_as_measured(solver, steps, times, kind, prior)
-    if sigma == 0 and not own and (prior.has_decoder or not linear):
+    if sigma == 0 and not own and not linear:
         return None
-    most = TOLERATED if sigma > 0 else TOLERATED_NOISELESS if linear else math.inf  # JPEG's own error is no noise
+    noiseless = TOLERATED_DECODED if prior.has_decoder else TOLERATED_NOISELESS
+    most = TOLERATED if sigma > 0 else noiseless if linear else math.inf  # JPEG's own error is no noise
     low, high = (stored[0] / MARGIN[0], stored[1] * MARGIN[1]) if stored else GENERAL
     if not own:
         low = min(low, GENERAL[0]) if linear else 0.0

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from .encode import OUTPUT_SUFFIXES, check_suffix, provenance_of
+from .encode import OUTPUT_SUFFIXES, check_suffix
 from .images import SUFFIXES
+from .provenance import provenance_of
 
 __all__ = ["MEASUREMENT", "Inputs", "Source", "check_writable", "expand_inputs", "plan_outputs"]
 

@@ -14,6 +14,7 @@ from .operators.identity import Identity
 from .operators.jpeg import JPEG
 from .rng import ImageRng
 
+LOWEST = 1e-8  # of a noise level: below the rounding of pictures in float32
 HIGHEST = 1e6  # of a noise level or photon count: far beyond sense, and its square still is a float32
 MIN_RATE = 0.1  # photons; the likelihood is continued as a straight line below
 
@@ -57,10 +58,10 @@ class GaussianNoise(Noise):
     sigma: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma <= HIGHEST:
+        if not LOWEST <= self.sigma <= HIGHEST:
             raise ValueError(
-                f"sigma must be a positive number up to {HIGHEST:g} in units of the [-1, 1] image, got {self.sigma!r}; "
-                "use NoNoise() (or --sigma 0) for a noiseless measurement."
+                f"sigma must be a number from {LOWEST:g} to {HIGHEST:g} in units of the [-1, 1] image, got "
+                f"{self.sigma!r}; use NoNoise() (or --sigma 0) for a noiseless measurement."
             )
 
     def sample(self, clean: Tensor, rng: ImageRng) -> Tensor:
@@ -86,10 +87,10 @@ class PoissonNoise(Noise):
     peak: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.peak <= HIGHEST:
+        if not 1 / HIGHEST <= self.peak <= HIGHEST:
             raise ValueError(
-                f"peak must be a positive photon count up to {HIGHEST:g}, got {self.peak!r}; typical values are 10 to "
-                "1000."
+                f"peak must be a photon count from {1 / HIGHEST:g} to {HIGHEST:g}, got {self.peak!r}; typical values "
+                "are 10 to 1000."
             )
 
     def sample(self, clean: Tensor, rng: ImageRng) -> Tensor:

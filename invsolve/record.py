@@ -12,10 +12,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from .atomic import atomic_writes, sha256_of
-from .encode import is_cut_off, provenance_of
 from .images import MAX_PIXELS
 from .priors import BUNDLED, PRIORS, find_card, load_cards, pull
 from .priors.files import files_within
+from .provenance import has_changed, is_damaged, provenance_of
 
 __all__ = [
     "Settings",
@@ -97,11 +97,12 @@ def check_targets(paths: Sequence[Path], tool: str, overwrite: bool, hint: str) 
             )
         if overwrite or not os.path.lexists(path):
             continue
-        if path.suffix != ".json" and path.name in outputs and path.is_file() and is_cut_off(path):
+        if path.suffix != ".json" and path.name in outputs and path.is_file() and is_damaged(path):
             continue  # what is left of a result
         record = read_record(path) if path.suffix == ".json" else {}
         made = record or provenance_of(paths[0] if path.suffix == ".json" else path)  # unreadable: its picture's
-        if made.get("tool") != tool:
+        edited = path.suffix != ".json" and path.is_file() and has_changed(path) and not is_damaged(path)
+        if made.get("tool") != tool or edited:
             raise FileExistsError(
                 f"{path} exists and was not written by invsolve {tool}, or was changed since; {hint}."
             )

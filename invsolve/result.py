@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .atomic import atomic_folder
-from .encode import check_folder_name, provenance, save_png
+from .encode import check_folder_name, save_png
+from .provenance import provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from PIL import UnidentifiedImageError
-from tifffile import EXTRASAMPLE, PHOTOMETRIC, TiffPage
+from tifffile import EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TiffPage
 
 from .metadata import ORIENTATION, Entry, Folder, byte_order, encode_folder, read_exif
 
@@ -20,6 +21,9 @@ __all__ = ["RefusedError", "Tiff", "check_pixels", "encode_tiff", "is_tiff", "re
 
 HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ICC, XMP = 34675, 700
+COLOURS = PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it writes to stderr about files that it copes with
 
 
 class RefusedError(ValueError):
@@ -76,12 +80,14 @@ def read_tiff(data: bytes, max_pixels: int, otherwise: Callable[[], np.ndarray])
             raise RefusedError("has no page of its own; save it as a plain TIFF.")
         orientation, icc, xmp = (_tag(page, tag) for tag in (ORIENTATION, ICC, XMP))
         orientation = orientation if isinstance(orientation, int) and orientation in range(2, 9) else 1
+        check_pixels(page.imagewidth, page.imagelength, max_pixels)
         values = None
-        if page.dtype in (np.bool_, np.uint8):
+        plain = not page.extrasamples and page.planarconfig == PLANARCONFIG.CONTIG  # Pillow reads no other kinds well
+        if page.dtype in (np.bool_, np.uint8) and (plain or page.photometric not in COLOURS):
             with contextlib.suppress(UnidentifiedImageError):
                 values = otherwise()
         if values is None:
-            values = upright(_values(page, len(tiff.pages), max_pixels), orientation)
+            values = upright(_values(page, len(tiff.pages)), orientation)
         tags = read_exif(data, page.offset, big=tiff.is_bigtiff)
     return Tiff(
         values=values,
@@ -108,15 +114,16 @@ def _tag(page: TiffPage, code: int) -> object:
     return None if tag is None else tag.value
 
 
-def _values(page: TiffPage, pages: int, max_pixels: int) -> np.ndarray:
-    """Grey or RGB pixels as uint8 or uint16 (H, W[, C]), black = 0; alpha, the last channel, as it is."""
-    check_pixels(page.imagewidth, page.imagelength, max_pixels)
+def _values(page: TiffPage, pages: int) -> np.ndarray:
+    """Grey or RGB pixels as uint8 or uint16 (H, W[, C]), black = 0, not multiplied by alpha, the last channel."""
     if pages > 1 or page.axes not in ("YX", "YXS", "SYX"):
         raise RefusedError(f"holds {pages} pictures; save the one to restore as a file of its own.")
-    colours = PHOTOMETRIC(page.photometric)
-    if colours not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB):
+    colours, multiplied = PHOTOMETRIC(page.photometric), EXTRASAMPLE.ASSOCALPHA in page.extrasamples
+    if colours not in COLOURS:
         raise RefusedError(f"has {colours.name} colours; save it as grey or RGB.")
-    if EXTRASAMPLE.ASSOCALPHA in page.extrasamples:
+    if page.samplesperpixel > 4:
+        raise RefusedError(f"has {page.samplesperpixel} channels; save it as grey or RGB, with or without alpha.")
+    if multiplied and (len(page.extrasamples) > 1 or colours == PHOTOMETRIC.MINISWHITE):
         raise RefusedError("has colours multiplied by alpha; save it with straight alpha.")
     values = page.asarray()
     values = np.moveaxis(values, 0, 2) if page.axes == "SYX" else values
@@ -128,9 +135,13 @@ def _values(page: TiffPage, pages: int, max_pixels: int) -> np.ndarray:
         values = (values.astype(np.float64) * 65535).round().astype(np.uint16)
     elif values.dtype not in (np.uint8, np.uint16) or page.bitspersample != 8 * values.dtype.itemsize:
         raise RefusedError(f"has {page.bitspersample}-bit {values.dtype} pixels; save it with 8 or 16 bits each.")
+    top = np.iinfo(values.dtype).max
+    if multiplied:
+        colour, alpha = values[..., :-1].astype(np.float64), values[..., -1:]
+        divided = (colour * top / np.maximum(alpha, 1)).round().clip(0, top)
+        return np.dstack([divided.astype(values.dtype), alpha])
     if colours is not PHOTOMETRIC.MINISWHITE:
         return values
-    top = np.iinfo(values.dtype).max
     return np.dstack([top - values[..., :1], values[..., 1:]]) if values.ndim == 3 else top - values
 
 

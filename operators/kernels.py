@@ -18,6 +18,9 @@ __all__ = ["camera_shake", "disk", "from_file", "gaussian", "linear_motion", "of
 _LARGEST_SIDE = 4095  # wider than the blur of any picture restored here; a kernel of this side takes 134 MB
 _LARGEST_INTENSITY = 10.0  # the path's speed varies by its exponential
 _COLUMNS = 256  # into which a pixel is cut to find how much of it a disk covers
+_BOX = 0.99  # of its largest value is everywhere in a box
+_NEAR = 0.1  # of its range: values that differ by no more are of one level
+_WIDE = 7  # pixels: in narrower kernels a plane is no sign of a background
 _BACKGROUND = 0.05  # the largest part of a kernel that the level at its border may make up
 
 
@@ -68,6 +71,8 @@ def disk(radius: float) -> Tensor:
             f"{_LARGEST_SIDE // 2}, got {radius}; 2 to 20 blur a picture visibly."
         )
     reach = math.ceil(radius - 0.5)  # of the pixels that the circle touches
+    if reach == 0:
+        return torch.ones(1, 1, dtype=torch.float64)
     size = 2 * _radius(2 * reach + 1) + 1
     # Pixel i has the columns from i - 1/2 to i + 1/2; in each of them the circle covers the rows within +- half.
     x = (torch.arange(size * _COLUMNS, dtype=torch.float64) + 0.5) / _COLUMNS - size / 2
@@ -183,25 +188,48 @@ def offset_note(kernel: Tensor) -> tuple[str, ...]:
     if max(abs(rows), abs(columns)) <= 0.005:
         return ()
     return (
-        f"The kernel's centre of mass lies {rows:+.2f} rows and {columns:+.2f} columns from its middle pixel, so that "
-        "the restored picture is shifted by this against the blurred one.",
+        f"The kernel's centre of mass lies {_side(rows, 'above', 'below', 'row')} and "
+        f"{_side(columns, 'left of', 'right of', 'column')} its middle pixel; the blurred picture is shifted by this "
+        "against the restored one.",
     )
 
 
+def _side(value: float, before: str, after: str, unit: str) -> str:
+    return f"{abs(value):.2f} {unit}s {before if value < 0 else after}"
+
+
 def _check_background(taps: Tensor, path: str) -> None:
-    """Refuse an inverted kernel, and one on a grey background; one that is cut at its border has neither."""
-    if min(taps.shape) < 3 or taps.min() >= 0.9 * taps.max():  # a line, or a box
+    """Refuse an inverted kernel, and one on a grey background.
+
+    A background has the level of the border, or of a plane through it, and so has most of the inside.  A kernel that is
+    cut at its border, or has half covered pixels there, is brighter inside, and its corners are darker.
+    """
+    least, most = float(taps.min()), float(taps.max())
+    if least >= _BOX * most:
         return
-    inside = taps[1:-1, 1:-1]
-    frame = torch.cat([taps[0], taps[-1], taps[1:-1, 0], taps[1:-1, -1]])
-    low, level, high = frame.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
-    flat = high - low <= 0.1 * float(taps.max())
-    if level * taps.numel() > _BACKGROUND * float(taps.sum()) and (flat or level >= 0.8 * float(inside.median())):
+    inner = [slice(1, -1) if n > 2 else slice(None) for n in taps.shape]
+    edge = torch.ones_like(taps, dtype=torch.bool)
+    edge[*inner] = False
+    if not edge.any() or edge.all():  # of two pixels at most
+        return
+    level = taps[edge].median()
+    grounds = [level.expand_as(taps), *([_plane(taps, edge)] if min(taps.shape) >= _WIDE else [])]
+    near = max(((taps - ground)[~edge].abs() <= _NEAR * (most - least)).double().mean() for ground in grounds)
+    corners = float(taps[[0, 0, -1, -1], [0, -1, 0, -1]].min())
+    hollow = min(taps.shape) > 2 and corners >= 0.9 * most and float(taps[~edge].mean()) < 0.75 * most
+    if level * taps.numel() > _BACKGROUND * float(taps.sum()) and (near >= 0.5 or hollow):
         raise ValueError(
             f"The border of the kernel {path!r} is not black: it has {100 * level / float(taps.max()):.0f} % of the "
             "largest value; invert the picture if the kernel is dark, else subtract the background, or add a black "
             "border if the level belongs to the kernel."
         )
+
+
+def _plane(taps: Tensor, edge: Tensor) -> Tensor:
+    """The plane (H, W) through the taps where `edge` is True, by least squares."""
+    y, x = torch.meshgrid(*(torch.linspace(-1, 1, n, dtype=taps.dtype) for n in taps.shape), indexing="ij")
+    basis = torch.stack((torch.ones_like(x), y, x), dim=-1)
+    return basis @ torch.linalg.lstsq(basis[edge], taps[edge][:, None]).solution[:, 0]
 
 
 def _radius(size: int) -> int:

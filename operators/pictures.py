@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import tifffile
 import torch
+from tifffile import PHOTOMETRIC
 from torch import Tensor
 
 from ..holes import load_mask
 from ..images import MAX_PIXELS, load_image
+from ..metadata import ORIENTATION
+from ..tiff import upright
 
 __all__ = ["read_grey", "read_holes", "read_taps"]
 
@@ -40,13 +43,9 @@ def read_taps(path: str) -> Tensor:
     Raises:
         ValueError: if the file cannot be read or holds anything else.
     """
-    if Path(path).suffix.lower() == ".npy":
-        values = _read_array(path)
-    else:
-        floats = _read_float_tiff(path)
-        if floats is None:
-            return read_grey(path)
-        values = floats
+    values = _read_array(path) if Path(path).suffix.lower() == ".npy" else _read_float_tiff(path)
+    if values is None:
+        return read_grey(path)
     if values.ndim == 3:  # channels, first or last
         axis = 2 if values.shape[2] in (1, 3) else 0
         values = values.mean(axis=axis) if values.shape[axis] in (1, 3) else values
@@ -64,23 +63,33 @@ def _read_array(path: str) -> np.ndarray:
         if not isinstance(lazy, np.ndarray) or lazy.size > MAX_PIXELS:
             raise ValueError("it is no single array of the size of a kernel")
         return np.array(lazy)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # noqa: BLE001  NumPy parses the header as Python, which has many ways to fail
         raise ValueError(
             f"Cannot read the array {path!r} ({str(error).rstrip('.')}); save it with numpy.save."
         ) from None
 
 
 def _read_float_tiff(path: str) -> np.ndarray | None:
-    """The numbers of a TIFF file of floats; None for every other file."""
+    """The numbers of a TIFF file of floats, upright; None for every other file.
+
+    Raises:
+        ValueError: it holds several pictures, or white is 0 in it.
+    """
     try:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
-            fits = (
-                page.dtype is not None and page.dtype.kind == "f" and page.imagewidth * page.imagelength <= MAX_PIXELS
-            )
-            return page.asarray() if fits else None
+            if page.dtype is None or page.dtype.kind != "f" or page.imagewidth * page.imagelength > MAX_PIXELS:
+                return None
+            values, pages, colours = page.asarray(), len(tiff.pages), page.photometric
+            orientation = page.tags.valueof(ORIENTATION, 1)
     except Exception:  # noqa: BLE001  no TIFF, or damaged: what reads the other files has the sentence
         return None
+    if pages > 1:
+        raise ValueError(f"The kernel {path!r} holds {pages} pictures; save the kernel as a file of its own.")
+    if colours not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB):
+        raise ValueError(f"The kernel {path!r} has {PHOTOMETRIC(colours).name} colours; save it with black = 0.")
+    planar = values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3)
+    return upright(np.moveaxis(values, 0, 2) if planar else values, orientation)
 
 
 def read_holes(path: str) -> Tensor:

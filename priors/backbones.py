@@ -7,13 +7,16 @@ Classes are a closed list: nothing is imported by a name in a file.
 from __future__ import annotations
 
 import abc
+import textwrap
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..devices import is_out_of_memory
 from .base import pad_to_multiple
+from .files import CANNOT_HELP
 
 __all__ = [
     "BACKBONES",
@@ -55,6 +58,7 @@ class Backbone(nn.Module, abc.ABC):
         super().__init__()
         self.network: Any = network
         self.pixels_per_latent, self.has_gradient = pixels_per_latent, True
+        self.works = False  # whether it was ever called without an error
         self.stays = False  # where it is: its weights are of few bits, or come block by block
         network.requires_grad_(False).eval()
 
@@ -105,8 +109,27 @@ class Backbone(nn.Module, abc.ABC):
             )
         padded, (height, width) = pad_to_multiple(x.to(self.dtype), self.size_multiple)
         rows = {name: self._rows(value, padded) for name, value in condition.items()}
-        out = self.call(padded, timestep.expand(len(x)), rows)
+        out = self._call(padded, timestep.expand(len(x)), rows)
         return out[:, : self.channels, :height, :width].to(x.dtype)  # further channels are a learned variance
+
+    def _call(self, x: Tensor, timestep: Tensor, rows: dict[str, Tensor]) -> Tensor:
+        """The network; where its first call fails, its config does not fit."""
+        if self.works:
+            return self.call(x, timestep, rows)
+        try:
+            out = self.call(x, timestep, rows)
+        except CANNOT_HELP:
+            raise
+        except Exception as error:  # of any kind: a config holds whatever was written into it
+            if is_out_of_memory(error):
+                raise
+            reason = textwrap.shorten(str(error), 200, placeholder=" ...").rstrip(".")
+            raise ValueError(
+                f"The prior's network fails in its first call ({reason}): its config.json does not fit its weights; "
+                "save or download the prior again."
+            ) from error
+        self.works = True
+        return out
 
     def _rows(self, value: Tensor, x: Tensor) -> Tensor:
         value = value.to(x.device, x.dtype if value.is_floating_point() else value.dtype)

@@ -43,6 +43,12 @@ def read_checkpoint(path: Path, network: str, sha256: str | None = None) -> dict
         isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
     ):
         raise ValueError(f"{path} holds something else than named tensors; give the state dict of {network}.")
+    for name, tensor in weights.items():
+        if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_meta:
+            raise ValueError(
+                f"{path} holds {name} as {tensor.dtype} numbers of a kind that is not stored (sparse, complex or "
+                f"without data); give the state dict of {network}."
+            )
     return weights
 
 

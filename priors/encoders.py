@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import CANNOT_HELP, quiet_diffusers, read_json, short, weight_files
+from .files import CANNOT_HELP, check_counts, quiet_diffusers, read_json, short, weight_files
 
 __all__ = ["TRANSFORMERS", "check_parts", "load_encoders", "load_tokenizer", "load_transformer"]
 
@@ -168,6 +168,7 @@ def load_transformer(name: str, folder: Path, dtype: torch.dtype) -> Any:
     kind, config = getattr(transformers, name), read_json(folder / "config.json", folder)
     fields = {field: config[field] for field in TRANSFORMERS[name] if field in config}
     files = weight_files(folder)
+    check_counts(config, folder)
     try:
         with quiet_diffusers():
             network, loading = kind.from_pretrained(

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 __all__ = [
     "CANNOT_HELP",
+    "check_counts",
     "check_weights",
     "files_within",
     "quiet_diffusers",
@@ -30,6 +33,8 @@ __all__ = [
 
 CANNOT_HELP = (MemoryError, torch.OutOfMemoryError, ImportError)  # errors that another copy of the files would not mend
 CODE = (".py", ".pyc", ".pyo", ".pyw", ".pyd", ".so", ".dll", ".dylib")  # what Python can import
+COUNT = re.compile("layer|block|depth|stage")  # in the names of fields that count parts of a network
+NO_COUNT = re.compile("channel|size|dim|width|ratio|scale|norm|eps")
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # weights that can hold code
 
 
@@ -130,6 +135,31 @@ def check_weights(folder: Path) -> None:
             raise ValueError(
                 f"{index} names files that are not safetensors beside it; save or download the prior again."
             )
+
+
+def check_counts(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a config that asks for more layers than there are tensors of weights: building them would not end.
+
+    Arguments:
+        config: of a network.
+        folder: with its weights.
+
+    Raises:
+        ValueError: it does.
+    """
+    try:
+        tensors = sum(len(safe_open(path, "pt").keys()) for path in folder.glob("*.safetensors"))
+    except Exception:  # noqa: BLE001  damaged weights: what loads them has the sentence
+        return
+    for name, value in config.items():
+        if not COUNT.search(name) or NO_COUNT.search(name):
+            continue
+        for count in value if isinstance(value, list) else [value]:
+            if type(count) is int and count > max(tensors, 1):
+                raise ValueError(
+                    f"The config.json in {folder} has {name} {count}, and the weights hold {tensors} tensors; save or "
+                    "download the prior again."
+                )
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from .backbones import OURS, Backbone, find_backbone, trained_size
 from .base import Prior
 from .files import (
     CANNOT_HELP,
+    check_counts,
     check_weights,
     quiet_diffusers,
     read_json,
@@ -182,7 +183,8 @@ def load_network(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, pl
     Raises:
         ValueError: if the weights are missing, damaged, not safetensors, of few bits or those of another network.
     """
-    if read_json(folder / "config.json", folder).get("quantization_config") is not None:
+    config = read_json(folder / "config.json", folder)
+    if config.get("quantization_config") is not None:
         raise ValueError(
             f"The weights in {folder} are quantised by another library; take the unquantised ones, and --memory low "
             "for few bits."
@@ -190,6 +192,7 @@ def load_network(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, pl
     quantisation = None if plan is None else plan.quantisation()
     where = None if plan is None or quantisation is None else {"": plan.device}
     check_weights(folder)
+    check_counts(config, folder)
     try:
         with quiet_diffusers():
             network, loading = kind.from_pretrained(

@@ -17,11 +17,14 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from invsolve.atomic import atomic_folder, changed_files, sha256_of
 from invsolve.cli import app
-from invsolve.encode import provenance, save_png
+from invsolve.encode import save_png
+from invsolve.provenance import png_chunk, provenance
 from invsolve.record import prior_sha256, read_record
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -189,6 +192,55 @@ def test_what_is_left_of_a_result_is_replaced_and_a_picture_of_the_user_is_not(s
         assert refused.exit_code == 2
         assert f"{out} exists and was not written by invsolve restore, or was changed since" in refused.stderr
         assert Path(out).read_bytes() == mine
+
+
+def add_a_text(path: Path) -> None:
+    """As a program does that keeps what it does not know."""
+    if path.suffix == ".png":
+        data = path.read_bytes()
+        path.write_bytes(data[:-12] + png_chunk(b"tEXt", b"Artist\0me") + data[-12:])
+    else:
+        with tifffile.TiffFile(path) as tiff:
+            text, values = tiff.pages[0].description, tiff.asarray()
+        tifffile.imwrite(path, values, description=text, metadata=None, software="an editor")
+
+
+def paint(path: Path) -> None:
+    """Over one pixel, the texts staying as they are."""
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            texts = PngInfo()
+            texts.add_itxt("invsolve", image.text["invsolve"])
+            image.putpixel((0, 0), (1, 2, 3))
+            image.save(path, pnginfo=texts)
+    else:
+        with tifffile.TiffFile(path) as tiff:
+            text, values = tiff.pages[0].description, tiff.asarray()
+        values[0, 0] = 1
+        tifffile.imwrite(path, values, description=text, metadata=None)
+
+
+@pytest.mark.parametrize("edit", [add_a_text, paint])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_what_the_user_changed_in_a_result_is_not_lost(suffix: str, edit: Callable[[Path], None]) -> None:
+    out = Path(f"out/x{suffix}")
+    assert invsolve(*ONE, "-o", str(out)).exit_code == 0
+    sample = Path("out/x_sample02.png")
+    for path in (out, sample):
+        whole = path.read_bytes()
+        edit(path)
+        theirs = path.read_bytes()
+        for words in (ONE, OTHER) if path == out else (ONE,):
+            refused = invsolve(*words, "-o", str(out))
+            assert refused.exit_code == 2
+            assert f"{path} exists and was not written by invsolve restore, or was changed since" in refused.stderr
+            assert path.read_bytes() == theirs
+        path.write_bytes(whole)
+    edit(sample)
+    assert invsolve(*OTHER, "-o", str(out)).exit_code == 0  # one sample: those of the other run go, but for theirs
+    assert sample.exists()
+    assert not Path("out/x_sample01.png").exists()
+    assert invsolve(*ONE, "-o", str(out), "--overwrite").exit_code == 0
 
 
 def test_a_record_of_one_format_says_nothing_of_another() -> None:

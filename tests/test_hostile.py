@@ -14,7 +14,7 @@ import sys
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from hub import PIPELINES, keeper
+from hub import PIPELINES, keeper, unet2d
 from traps import PLANTED, rewrite
 
 from invsolve.priors import Prompts, load_folder
@@ -247,6 +247,31 @@ def test_what_configs_name_has_no_effect(file, changes, copy, trap, expected):
 def test_a_quantised_network_is_refused(copy, trap):
     rewrite(copy / "unet" / "config.json", quantization_config={"quant_method": "quark"})
     refused(copy, "are quantised by another library; take the unquantised ones")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("unet", {"layers_per_block": 10**8}),
+        ("unet", {"layers_per_block": [10**8, 1]}),
+        ("unet", {"transformer_layers_per_block": 10**8}),
+        ("vae", {"layers_per_block": 10**8}),
+        ("text_encoder", {"num_hidden_layers": 10**8}),
+    ],
+)
+def test_more_layers_than_weights_are_refused(file, changes, copy, trap):
+    """Building them would not end."""
+    rewrite(copy / file / "config.json", **changes)
+    refused(copy, r"layers.* 100000000, and the weights hold \d+ tensors")
+
+
+def test_a_network_that_cannot_be_called_is_refused(tmp_path):
+    """Its config lets it load, and nothing more."""
+    unet2d(tmp_path / "prior")
+    rewrite(tmp_path / "prior" / "config.json", downsample_padding=7)
+    prior = load_folder(tmp_path / "prior")
+    with pytest.raises(ValueError, match=r"network fails in its first call .*does not fit its weights"):
+        prior.predict(torch.zeros(1, *prior.latent_shape((3, 32, 32))), torch.tensor(0.5))
 
 
 @pytest.mark.parametrize("value", ["os.system", "evilmod.X", ["evilmod", "X"], "torch.nn.functional.gelu"])

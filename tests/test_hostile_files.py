@@ -121,6 +121,17 @@ def test_checkpoints_are_tensors(tmp_path, trap):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "tensor", [torch.ones(3, 3).to_sparse(), torch.ones(3, dtype=torch.complex64), torch.empty(3, device="meta")]
+)
+def test_tensors_that_cannot_be_stored_are_refused(tensor, tmp_path):
+    (tmp_path / "in").mkdir()
+    torch.save({"weight": tensor}, tmp_path / "in" / "model.bin")
+    with pytest.raises(ValueError, match="sparse, complex or without data"):
+        convert_folder(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 CARD = {
     "operator": "identity", "noise": "GaussianNoise(sigma=0.1)", "prior": "natural", "image_shape": [1, 8, 8],
     "levels": [[1, 8, 8]], "stages": 1, "first": "score", "network": "experts", "width": 8,
@@ -128,11 +139,16 @@ CARD = {
 
 
 @pytest.mark.parametrize(
-    "changes", [{"network": "evilmod"}, {"first": CALL}, {"levels": CALL}, {"evil": "evilmod.X"}, {}]
-)
+    "changes",
+    [
+        {"network": "evilmod"}, {"first": CALL}, {"levels": CALL}, {"evil": "evilmod.X"}, {},
+        {"levels": [[1, 8]]}, {"levels": 3}, {"width": -1}, {"image_shape": [1, 8, "x"]}, None, [], "text",
+    ],
+)  # fmt: skip
 def test_fitted_flows_are_tensors(changes, tmp_path, trap):
     """With hostile cards, and with weights that are a pickle."""
-    (tmp_path / "card.json").write_text(json.dumps(CARD | changes))
+    card = CARD | changes if isinstance(changes, dict) else changes
+    (tmp_path / "card.json").write_text(json.dumps(card))
     trap.module(tmp_path / "evilmod.py")
     for disguise in (trap.pickle, trap.raw_pickle):
         disguise(tmp_path / "flow.safetensors")

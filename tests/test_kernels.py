@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_kernel_file_keeps_its_taps() -> None:
     assert kernel[kernel > 0].tolist() == [1 / 8] * 8
     assert kernels.offset(kernel) == pytest.approx((0.5, 0.5))
     (note,) = build_operator("blur-kernel", (1, 9, 9), kernel=save("block.png", BLOCK)).notes
-    assert "+0.50 rows and +0.50 columns" in note
+    assert "0.50 rows below and 0.50 columns right of" in note
     assert build_operator("blur-kernel", (1, 9, 9), kernel=save("three.png", np.full((3, 3), 9))).notes == ()
 
 
@@ -158,11 +159,37 @@ def test_kernel_files_of_other_kinds(kind: str) -> None:
     assert kernel.shape == (7, 7) and np.abs(kernel.numpy() - taps).max() < tolerance * top
 
 
+def array_header(text: str) -> str:
+    """A NumPy file with that header."""
+    path = Path(FILES.name, "header.npy")
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(64))
+    return str(path)
+
+
+def float_tiff(name: str, taps: np.ndarray, **options: Any) -> str:
+    path = Path(FILES.name, name)
+    tifffile.imwrite(path, taps.astype(np.float32), **{"photometric": "minisblack"} | options)
+    return str(path)
+
+
+def test_a_kernel_of_floats_is_turned_upright() -> None:
+    taps = np.zeros((3, 5))
+    taps[0, 0], taps[1, 2], taps[2, 1] = 3, 4, 1
+    plain = kernels.from_file(float_tiff("plain.tif", taps))
+    turned = kernels.from_file(float_tiff("turned.tif", np.rot90(taps), extratags=[(274, "H", 1, 6, True)]))
+    torch.testing.assert_close(turned, plain, rtol=0, atol=1e-7)
+
+
 def disk_picture(background: int) -> np.ndarray:
     picture = np.full((31, 31), background)
     rows, columns = np.ogrid[-15:16, -15:16]
     picture[rows**2 + columns**2 <= 36] = 255
     return picture
+
+
+def bell(sigma: float, size: int) -> np.ndarray:
+    taps = kernels.gaussian(sigma, size)
+    return (255 * taps / taps.max()).numpy().round()
 
 
 BAD_KERNELS = {
@@ -173,12 +200,32 @@ BAD_KERNELS = {
         lambda: save("noisy.png", disk_picture(20) + np.random.default_rng(0).integers(-5, 1, (31, 31))),
         "is not black",
     ),
+    "faintly inverted": (lambda: save("faint.png", 255 - disk_picture(0) // 12), "is not black: it has 100 %"),
+    "light grey": (lambda: save("light.png", np.maximum(disk_picture(0), 230)), "is not black: it has 90 %"),
+    "uneven grey": (
+        lambda: save("ramp.png", np.maximum(disk_picture(0), np.linspace(20, 200, 31)[None])),
+        "is not black: it has 43 %",
+    ),
+    "inverted and tight": (lambda: save("tight.png", 255 - disk_picture(0)[9:22, 9:22]), "is not black: it has 100 %"),
+    "inverted gaussian": (lambda: save("hollow.png", 255 - bell(3, 15)), "is not black"),
+    "inverted line": (lambda: save("line.png", np.array([[255, 255, 0, 0, 255, 255, 255]])), "is not black"),
+    "inverted, one black row": (
+        lambda: save("row.png", np.vstack([np.zeros((1, 31)), 255 - disk_picture(0)])),
+        "is not black",
+    ),
     "black": (lambda: save("black.png", np.zeros((3, 3))), "is black"),
     "negative": (lambda: array_file("negative.npy", -np.ones((3, 3))), "sum to -9; .* more than 0"),
     "nan": (lambda: array_file("nan.npy", np.full((3, 3), np.nan)), "must hold finite real ones"),
     "complex": (lambda: array_file("complex.npy", np.ones((3, 3), complex)), "must hold finite real ones"),
     "line": (lambda: array_file("line.npy", np.ones(3)), r"of shape \(3,\); it must"),
     "objects": (lambda: array_file("objects.npy", np.array([[{}]], dtype=object)), "Cannot read the array"),
+    "hostile header": (
+        lambda: array_header("{'descr': '<f8', 'fortran_order': False, 'shape': (1" + "0" * 30 + ", 3), }"),
+        "Cannot read the array",
+    ),
+    "open header": (lambda: array_header("(" * 64), "Cannot read the array"),
+    "several pages": (lambda: float_tiff("pages.tif", np.ones((2, 5, 5))), "holds 2 pictures"),
+    "white is zero": (lambda: float_tiff("white.tif", np.ones((5, 5)), photometric="miniswhite"), "black = 0"),
     "no array": (lambda: str(Path(save("x.png", BLOCK)).rename(Path(FILES.name, "x.npy"))), "Cannot read the array"),
     "no file": (lambda: "absent.npy", "Cannot read the array"),
 }
@@ -192,8 +239,13 @@ def test_bad_kernel_file_gives_the_sentence(make: Callable[[], str], sentence: s
 
 GOOD_KERNELS = {
     "box": np.full((9, 9), 255),
-    "tight gaussian": (255 * kernels.gaussian(1.5, 5) / kernels.gaussian(1.5, 5).max()).numpy().round(),
+    "tight gaussian": bell(1.5, 5),
     "line": np.array([[100, 255, 100]]),
+    "even line": np.array([[128, 255, 255, 255, 128]]),
+    "wide gaussian": bell(20, 31),
+    "box with half covered edges": np.pad(np.full((22, 22), 255), 1, constant_values=128),
+    "thick motion": np.vstack([np.full((1, 12), v) for v in (128, 255, 128)]),
+    "echo": np.array([[255, 0, 0, 0, 120]]),
     "tight motion": 255 * np.eye(9),
     "tight disk": disk_picture(0)[9:22, 9:22],
     "dark noise": disk_picture(0) + np.random.default_rng(0).integers(0, 2, (31, 31)) * (disk_picture(0) == 0),

@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..atomic import atomic_folder
 from ..operators.base import Operator, PinvOperator, Shape
 from ..priors.base import Prior
+from ..priors.files import CANNOT_HELP
 from ..problem import Problem
 from ..rng import ImageRng
 from ..spec import format_spec
@@ -178,6 +178,8 @@ def load_fitted(folder: str | Path) -> FittedFlow:
 def _load(folder: str, _changed: int) -> FittedFlow:
     try:
         content = json.loads((Path(folder) / CARD).read_text())
+        if not isinstance(content, dict):
+            raise ValueError("its card holds no names and values")
         if content.get("format") != FORMAT:
             raise ValueError("it is of another version of invsolve")
         content["image_shape"] = tuple(content["image_shape"])
@@ -187,11 +189,13 @@ def _load(folder: str, _changed: int) -> FittedFlow:
         with torch.random.fork_rng(devices=[]):  # the weights drawn first are not wanted
             flow = FittedFlow(card, tuple(tensors["probe"].shape), tuple(tensors["decoded"].shape))
         flow.load_state_dict(tensors)
-    except (ValidationError, ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except CANNOT_HELP:
+        raise
+    except Exception as error:  # of pydantic, torch and safetensors, each with its own for the same few causes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"The fitted flow in {folder} cannot be used ({reason}); fit it again with --overwrite."
-        ) from None
+        ) from error
     return flow.requires_grad_(False).eval()
 
 
