@@ -3,10 +3,11 @@
     python scripts/bench_solvers.py
     python scripts/bench_solvers.py --steps 5 --repetitions 3 --solvers diffpir dps --samples 0
 
-One 256 x 256 picture, 70 % of its pixels hidden, noise 0.02.  A repetition times one solve and, right after it, as many
-calls of the network and gradients through them as the solver asked for, on a picture of that size; the table has the
-median over the repetitions of both and of their ratio.  Memory is the most that a solve adds to the process, or to the
-accelerator.  Scaling is the time of --samples samples, batched by 8, over that many times the time of one: 1 is linear.
+One 256 x 256 picture (a larger --size enlarges it), 70 % of its pixels hidden, noise 0.02.  A repetition times one
+solve and, right after it, as many calls of the network and gradients through them as the solver asked for, on a picture
+of that size; the table has the median over the repetitions of both and of their ratio.  Memory is the most that a solve
+adds to the process, or to the accelerator.  Scaling is the time of --samples samples, batched by 8, over that many
+times the time of one: 1 is linear.
 Solvers marked * optimise inside a step (with a latent prior so do the proximal ones); those marked + have interacting
 samples, at least two.
 """
@@ -133,7 +134,8 @@ def bench(args: argparse.Namespace) -> None:
     pixel = prior.prior if isinstance(prior, LatentPrior) else prior
     if not isinstance(pixel, NetworkPrior):
         raise ValueError(f"The prior {args.prior} has no network to compare with; name another with --prior.")
-    truth = held_out(args.size)[:1].to(device)
+    truth = held_out(min(args.size, SIZE))[:1].to(device)
+    truth = torch.nn.functional.interpolate(truth, (args.size, args.size), mode="bilinear", antialias=True)
     name, fields = parse_spec(args.operator, OPERATORS, "operator")
     operator, noise = build_operator(name, (3, args.size, args.size), **fields).to(device), GaussianNoise(0.02)
     problem = Problem(operator, noise, simulate(operator, noise, truth, ImageRng([0])))
