@@ -1,6 +1,6 @@
 """Memory that a process keeps: the C library gives large blocks back at once and then fetches them page by page.
 
-On a CPU that costs a third of the time of a network, and two thirds of that of a decoder with its gradient.
+`scripts/bench_call.py` measures what that costs on a CPU.
 """
 
 from __future__ import annotations

@@ -263,7 +263,7 @@ def _noise_of(sigma: float) -> Noise:
 
 
 def _joined(problems: Sequence[Problem], results: Sequence[Result], record: dict[str, Any]) -> tuple[Result, Tensor]:
-    """Results of different measurements as one, cut to [-1, 1] with the chi^2 of what is left.
+    """Results of different measurements as one, cut to [-1, 1] with the chi2 of what is left.
 
     Seconds add up, the other statistics are means per sample.  The second value is the share of what lay far outside
     of [-1, 1] for each measurement (B,).

@@ -30,7 +30,7 @@ SIZE = 256
 STEPS = 40  # enough for these tasks, and the whole demo takes about three minutes on two cores
 BATCH_SIZE = 8
 COLUMNS = "{:26} {:14} {:>8} {:>6} {:>6} {:>13} {:>8}"
-HEADER = COLUMNS.format("task", "solver", "PSNR/dB", "SSIM", "chi^2", "network calls", "seconds")
+HEADER = COLUMNS.format("task", "solver", "PSNR/dB", "SSIM", "chi2", "network calls", "seconds")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ TASKS = (
 
 @dataclass(frozen=True)
 class DemoRow:
-    """Numbers of one task; PSNR in dB and SSIM are those of the posterior mean, chi^2 is None without noise."""
+    """Numbers of one task; PSNR in dB and SSIM are those of the posterior mean, chi2 is None without noise."""
 
     task: str
     solver: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +36,7 @@ def load_mask(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Ten
         ValueError: it has transparent pixels, no hole, nothing but holes, or is not nearly black and white.
     """
     picture = load_image(path, max_pixels)
-    if picture.alpha is not None and picture.alpha.min() < np.iinfo(picture.alpha.dtype).max:
+    if not picture.is_opaque:
         raise ValueError(f"The mask {path} has transparent pixels; save it opaque, white = hole and black = keep.")
     level = (picture.tensor.mean(dim=0) + 1) / 2
     holes = level > 0.5

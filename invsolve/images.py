@@ -66,6 +66,11 @@ class Picture:
         channels, height, width = self.tensor.shape
         return channels, height, width
 
+    @property
+    def is_opaque(self) -> bool:
+        """Whether no pixel is transparent, not even in part."""
+        return self.alpha is None or bool(self.alpha.min() == np.iinfo(self.alpha.dtype).max)
+
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 

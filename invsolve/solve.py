@@ -174,7 +174,7 @@ def _solve_batch(
     particles: int,
     observers: Sequence[Observer],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The final pictures (B, C, H, W) of one batch of rows, their chi^2 (B,) and whether they stayed finite (B,)."""
+    """The final pictures (B, C, H, W) of one batch of rows, their chi2 (B,) and whether they stayed finite (B,)."""
     y = problem.y
     problem = problem.rows(torch.tensor([b for b, _ in rows], device=y.device), particles)
     rng = ImageRng(derive_seed(seeds[b], 0, s) for b, s in rows)

@@ -28,7 +28,7 @@ def read_grey(path: str) -> Tensor:
         picture = load_image(path)
     except OSError as error:
         raise _unreadable(path, error) from error
-    if picture.alpha is not None and picture.alpha.min() < np.iinfo(picture.alpha.dtype).max:
+    if not picture.is_opaque:
         raise ValueError(f"The picture {path!r} has transparent pixels; save it opaque.")
     top = 2**picture.bit_depth - 1
     levels = ((picture.tensor.to(torch.float64) + 1) / 2 * top).round()  # whole again, after the float32 of the tensor

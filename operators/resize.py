@@ -83,7 +83,7 @@ class Separable(SpectralOperator):
 
     @property
     def _parts(self) -> _Decomposition:
-        """Found when it is first needed: it takes a minute for sides of 4000 pixels."""
+        """Found when it is first needed: it takes long for large sides."""
         if self._decomposition is None or self._decomposition.values.device != self.vertical.device:
             self._decomposition = _decompose(self.vertical.double(), self.horizontal.double(), self.cutoff)
         return self._decomposition

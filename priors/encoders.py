@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import CANNOT_HELP, check_counts, quiet_diffusers, read_json, short, weight_files
+from .files import check_counts, quiet_diffusers, read_json, reading, weight_files
 
 __all__ = ["TRANSFORMERS", "check_parts", "load_encoders", "load_tokenizer", "load_transformer"]
 
@@ -169,21 +169,13 @@ def load_transformer(name: str, folder: Path, dtype: torch.dtype) -> Any:
     fields = {field: config[field] for field in TRANSFORMERS[name] if field in config}
     files = weight_files(folder)
     check_counts(config, folder)
-    try:
-        with quiet_diffusers():
-            network, loading = kind.from_pretrained(
-                None, config=kind.config_class(**fields), state_dict=_tensors(files), dtype=dtype,
-                output_loading_info=True, **OPTIONS.get(name, {}),
-            )  # fmt: skip
+    with reading(folder, f"the weights of the {name} that its config.json describes"):
+        network, loading = kind.from_pretrained(
+            None, config=kind.config_class(**fields), state_dict=_tensors(files), dtype=dtype,
+            output_loading_info=True, **OPTIONS.get(name, {}),
+        )  # fmt: skip
         if wrong := [*loading["missing_keys"], *loading["mismatched_keys"]]:
             raise ValueError(f"{len(wrong)} tensors are missing or of another shape, such as {min(map(str, wrong))}")
-    except CANNOT_HELP:
-        raise
-    except Exception as error:  # of transformers, torch and safetensors, each with its own for the same few causes
-        raise ValueError(
-            f"{folder} does not hold the weights of the {name} that its config.json describes "
-            f"({short(error, folder)}); save or download the prior again."
-        ) from error
     return network
 
 
@@ -201,22 +193,14 @@ def load_tokenizer(name: str, folder: Path) -> Any:
 
     fields = _fields(folder, "tokenizer_config.json", TOKENIZER)
     tokens = _fields(folder, "special_tokens_map.json", TOKENS)
-    try:
-        with quiet_diffusers(), tempfile.TemporaryDirectory() as work:
-            for file in VOCABULARY:
-                if (folder / file).is_file():
-                    shutil.copyfile(folder / file, Path(work) / file)
-            (Path(work) / "tokenizer_config.json").write_text(json.dumps(fields))
-            if tokens:
-                (Path(work) / "special_tokens_map.json").write_text(json.dumps(tokens))
-            return getattr(transformers, name).from_pretrained(work, local_files_only=True)
-    except CANNOT_HELP:
-        raise
-    except Exception as error:  # of transformers, tokenizers and sentencepiece
-        raise ValueError(
-            f"{folder} does not hold the vocabulary of a {name} ({short(error, folder)}); save or download the prior "
-            "again."
-        ) from error
+    with reading(folder, f"the vocabulary of a {name}"), tempfile.TemporaryDirectory() as work:
+        for file in VOCABULARY:
+            if (folder / file).is_file():
+                shutil.copyfile(folder / file, Path(work) / file)
+        (Path(work) / "tokenizer_config.json").write_text(json.dumps(fields))
+        if tokens:
+            (Path(work) / "special_tokens_map.json").write_text(json.dumps(tokens))
+        return getattr(transformers, name).from_pretrained(work, local_files_only=True)
 
 
 def _fields(folder: Path, file: str, known: tuple[str, ...]) -> Mapping[str, Any]:

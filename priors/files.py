@@ -25,6 +25,7 @@ __all__ = [
     "quiet_diffusers",
     "read_json",
     "read_number",
+    "reading",
     "refuse_code",
     "short",
     "weight_files",
@@ -80,15 +81,18 @@ def read_number(config: Mapping[str, Any], name: str, default: float, *, positiv
 
 def files_within(folder: Path) -> list[Path]:
     """The files of a folder at any depth, also behind links to folders, sorted."""
+    return sorted(Path(place, name) for place, _, names in _walk(folder) for name in names)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`, also behind links to folders, every folder once."""
     seen: set[str] = set()
-    found = []
     for place, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:
             folders.clear()  # links that lead in a circle
             continue
         seen.add(real)
-        found += [Path(place, name) for name in names]
-    return sorted(found)
+        yield place, folders, names
 
 
 def refuse_code(folder: Path) -> None:
@@ -97,11 +101,7 @@ def refuse_code(folder: Path) -> None:
     Raises:
         ValueError: it does.
     """
-    seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:
-            folders.clear()  # links that lead in a circle
-        seen.add(real)
+    for place, folders, names in _walk(folder):
         for name in sorted((*names, *folders)):
             if name.lower().endswith(CODE):
                 raise ValueError(
@@ -182,6 +182,24 @@ def short(error: Exception, folder: Path) -> str:
     """What a library says of a folder, in one line that fits in a sentence."""
     reason = str(error).partition(" If you want")[0].replace(str(folder), folder.name)
     return textwrap.shorten(reason, 200, placeholder=" ...").rstrip(".")
+
+
+@contextmanager
+def reading(folder: Path, what: str) -> Iterator[None]:
+    """Quiet libraries, whose errors become one sentence: the folder does not hold `what`.
+
+    Raises:
+        ValueError: anything that another copy of the files would mend.
+    """
+    try:
+        with quiet_diffusers():
+            yield
+    except CANNOT_HELP:
+        raise
+    except Exception as error:  # of torch, safetensors, diffusers, transformers: each has its own for the same causes
+        raise ValueError(
+            f"{folder} does not hold {what} ({short(error, folder)}); save or download the prior again."
+        ) from error
 
 
 def weights_variant(folder: Path) -> str | None:

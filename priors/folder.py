@@ -14,14 +14,12 @@ from ..devices import has_fast_bfloat16, parse_dtype
 from .backbones import OURS, Backbone, find_backbone, trained_size
 from .base import Prior
 from .files import (
-    CANNOT_HELP,
     check_counts,
     check_weights,
-    quiet_diffusers,
     read_json,
     read_number,
+    reading,
     refuse_code,
-    short,
     weights_variant,
 )
 from .latent import AUTOENCODERS, LatentPrior
@@ -193,22 +191,14 @@ def load_network(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, pl
     where = None if plan is None or quantisation is None else {"": plan.device}
     check_weights(folder)
     check_counts(config, folder)
-    try:
-        with quiet_diffusers():
-            network, loading = kind.from_pretrained(
-                str(folder), use_safetensors=True, local_files_only=True, torch_dtype=dtype, low_cpu_mem_usage=True,
-                output_loading_info=True, variant=weights_variant(folder), quantization_config=quantisation,
-                device_map=where,
-            )  # fmt: skip
+    with reading(folder, f"the weights of the {kind.__name__} that its config.json describes"):
+        network, loading = kind.from_pretrained(
+            str(folder), use_safetensors=True, local_files_only=True, torch_dtype=dtype, low_cpu_mem_usage=True,
+            output_loading_info=True, variant=weights_variant(folder), quantization_config=quantisation,
+            device_map=where,
+        )  # fmt: skip
         if other := [*loading["missing_keys"], *loading["unexpected_keys"]]:
             raise ValueError(f"{len(other)} tensors are missing or too many, such as {sorted(other)[0]}")
-    except CANNOT_HELP:
-        raise
-    except Exception as error:  # of diffusers, torch and safetensors, each with its own for the same few causes
-        raise ValueError(
-            f"{folder} does not hold the weights of the {kind.__name__} that its config.json describes "
-            f"({short(error, folder)}); save or download the prior again."
-        ) from error
     return network if quantisation is not None else network.to(memory_format=torch.channels_last)
 
 

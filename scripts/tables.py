@@ -35,7 +35,7 @@ def title_of(row: Row) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    """PSNR, SSIM, LPIPS, chi^2, spread of the samples, 90 % coverage, calls, gradients, seconds, seconds per call."""
+    """PSNR, SSIM, LPIPS, chi2, spread of the samples, 90 % coverage, calls, gradients, seconds, seconds per call."""
     chi2 = average(row["chi2"])
     per_call = f"{row['seconds'] / row['calls']:.3f}" if row["calls"] else "-"
     return [

@@ -460,7 +460,7 @@ def test_the_misfit_is_that_of_the_samples_as_they_are_handed_out() -> None:
 
 def test_a_misfit_beyond_all_numbers_is_no_restoration() -> None:
     options: dict[str, Any] = {"operator": "identity", "prior": "gaussian", "sigma": 0.1, "steps": 3}
-    for sigma in (0.1, 0):  # without noise there is no chi^2 to tell
+    for sigma in (0.1, 0):  # without noise there is no chi2 to tell
         result = package.restore(torch.zeros(1, 3, 16, 16), solver="dps(step_size=1e30)", **{**options, "sigma": sigma})
         assert not result.ok
 

@@ -27,7 +27,7 @@ where they hardly help any more.
 
 The interpolation damps inner steps of a fixed size as t falls; without it they overshoot at low noise.  Where they end
 at the noise level it only takes the data away: its last weights are 0.14 and 0.01, and photographs under a pixel prior
-keep a chi^2 far above 1.
+keep a chi2 far above 1.
 
 What is wrong with z0 is in z1, too, and `carry` takes it along.  That is sharper where details have to be made up, on
 blurs and small pictures; where pixels are hidden `flowdps(carry=0.0)` on the grid `restoration` is nearer to the truth.

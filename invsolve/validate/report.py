@@ -42,7 +42,7 @@ HEADINGS = {
     "max_sw2": "max-SW2",
     "mode_tv": "TV",
     "coverage": f"cov{100 * LEVEL:.0f}",
-    "chi2": "chi^2",
+    "chi2": "chi2",
     "rmse": "RMSE",
     "ksd": "KSD",
 }
@@ -56,7 +56,7 @@ MEANING = {
     "max_sw2": f"max-SW2: largest 1-d W2 over the same {SLICES} directions",
     "mode_tv": "TV: total variation of the weights of the mixture components",
     "coverage": f"cov{100 * LEVEL:.0f}: exact mass in the samples' central intervals, mean over entries",
-    "chi2": "chi^2: |A x - y|^2 / (m sigma^2), mean over samples",
+    "chi2": "chi2: |A x - y|^2 / (m sigma^2), mean over samples",
     "rmse": "RMSE: of samples to the true x",
     "ksd": "KSD: score kernel Stein discrepancy under the exact posterior score",
 }
