@@ -109,7 +109,7 @@ def check(words: list[str], clean: dict[str, bytes]) -> None:
     assert "skipped" in invsolve(*words, "-o", "out").stdout
 
 
-@pytest.mark.parametrize(("first", "second"), [(ONE, OTHER), (OTHER, ONE)])
+@pytest.mark.parametrize(("first", "second"), [pytest.param(ONE, OTHER, marks=pytest.mark.slow), (OTHER, ONE)])
 def test_killed_at_every_write(first: list[str], second: list[str]) -> None:
     clean = {}
     for name, words in {"first": first, "second": second}.items():

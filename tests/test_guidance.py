@@ -286,6 +286,7 @@ def random_covariance(seed=1):
 
 
 @pytest.mark.parametrize(("eta", "n"), [(1.0, 60), (0.0, 40)])
+@pytest.mark.slow
 def test_mmps_samples_the_posterior_of_a_gaussian_prior(eta, n):
     """Mean and covariance are right in the limit of many steps, and the error falls like one over their number."""
     world = small_world(random_covariance())

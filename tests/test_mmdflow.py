@@ -165,6 +165,7 @@ def small_problem(y, sigma=0.5):
 
 
 @pytest.mark.parametrize("y", [0.2, 1.6])
+@pytest.mark.slow
 def test_particles_sample_a_gaussian_posterior(y):
     prior, problem, exact = small_problem(y)
     solver = MMDFlow(pairs=2000, slices=30)
@@ -325,6 +326,7 @@ def test_the_choice_has_the_shares_as_probabilities():
     torch.testing.assert_close(network(x, c, u[:1])[0], chosen.mean(dim=0), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_score_finds_a_gaussian_posterior(tmp_path):
     """Two numbers of which one is measured: mean and spread of what a network makes of the other."""
     settings = FitSettings(stages=1, score_steps=400, batch=256, width=8, lr=1e-2)
@@ -408,6 +410,7 @@ def test_the_score_is_the_functional_of_two_particles(monkeypatch, tmp_path):
     torch.testing.assert_close(losses[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_score_finds_two_modes(tmp_path):
     """The sign of a number whose size is measured: both answers, each half of the time, and nothing in between."""
     operator, noise, n = Matrix((1, 1, 2), matrix=torch.tensor([[0.0, 1.0]])), GaussianNoise(0.1), 4000
@@ -565,7 +568,9 @@ def test_fit_on_pictures(tmp_path, monkeypatch):
     assert not Path("other.state").exists()
 
 
-@pytest.mark.parametrize("change", ["size", "grey", "mask", "pictures", "prior"])
+@pytest.mark.parametrize(
+    "change", ["size", *(pytest.param(c, marks=pytest.mark.slow) for c in ("grey", "mask", "pictures", "prior"))]
+)
 def test_another_fit_is_never_taken_for_the_one_that_is_there(tmp_path, monkeypatch, change):
     """Neither the finished one nor one that was stopped, although the words typed may be the same."""
     monkeypatch.chdir(tmp_path)

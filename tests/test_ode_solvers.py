@@ -382,6 +382,7 @@ def test_dflow_starts_at_the_inverted_first_guess():
     torch.testing.assert_close(blended, 0.5 * state.x + 0.75**0.5 * noise)
 
 
+@pytest.mark.slow
 def test_sgfm_samples_a_gaussian_posterior():
     """The claim samples_posterior: mean and covariance of the exact posterior to a few per cent of its spread."""
     prior, problem, posterior = small(sigma=0.1)

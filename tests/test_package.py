@@ -178,6 +178,7 @@ def test_wheel_is_complete(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+@pytest.mark.slow
 def test_a_process_keeps_its_memory_when_told():
     """A large block is freed and taken again without a page fault, which it has without."""
     code = (

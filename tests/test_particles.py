@@ -591,6 +591,7 @@ def test_noiseless_data_are_met(name):
     assert misfit < 0.02
 
 
+@pytest.mark.slow
 def test_moments_keep_the_particles_of_tds_where_entries_depend_on_each_other():
     """A Gaussian with correlated entries and precise data: the exact twist keeps nearly all particles effective."""
     d, n = 12, 200
@@ -659,6 +660,7 @@ def distances(name, steps, solver, seed=0):
 
 
 @pytest.mark.parametrize(("eta", "resampling"), [(0.6, "multinomial"), (1.0, "systematic")])
+@pytest.mark.slow
 def test_mcgdiff_on_stored_problems(eta, resampling):
     """Twenty steps: as the stored results where it is what they were made with, and better with our defaults."""
     data, _ = stored("d8_dy4")

@@ -225,7 +225,15 @@ def test_what_failed_in_half_precision_goes_on_in_float32(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "solver", ["otode", "flowpriors", "dflow(ode_steps=2,evaluations=1)", SHORT["sgfm"], "diffpir"]
+    "solver",
+    [
+        "otode",
+        "diffpir",
+        *(
+            pytest.param(spec, marks=pytest.mark.slow)
+            for spec in ("flowpriors", "dflow(ode_steps=2,evaluations=1)", SHORT["sgfm"])
+        ),
+    ],
 )
 def test_solvers_that_magnify_rounding_run_in_float32(solver):
     y = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -258,6 +266,7 @@ print(int(allocator._glibc() is not None), outside, inside, most - before, after
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+@pytest.mark.slow
 def test_a_solve_keeps_its_memory_and_gives_it_back():
     def run(**environment):
         command = [sys.executable, "-c", MEMORY]

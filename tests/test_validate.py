@@ -767,6 +767,7 @@ def test_command_calibrates_what_it_can(tmp_path):
     assert "| ddnm |" in text and "- mcgdiff: MCGDiff needs a prior of pixels" in text
 
 
+@pytest.mark.slow
 def test_command_leaves_solvers_out(tmp_path, monkeypatch):
     monkeypatch.setattr("invsolve.validate.runner.SOLVERS", {name: SOLVERS[name] for name in ("dps", "ddnm", "ddrm")})
     words = ("gmm25-8", "--setting", "dy=4", "--problems", "1", "--samples", "10", "--calls", "2")
