@@ -117,7 +117,7 @@ WRONG = [
     ),
     *(Case(f"x4, noise 3 taken for {n}", False, noisy(3, means(4)), SMALL, n) for n in (1.5, 6)),
     *(
-        Case(f"blur {true} taken for {told}, noise {n}", False, noisy(n, blurred(true)), BLUR.format(told), n, PAD)
+        Case(f"blur {true:g} taken for {told:g}, noise {n}", False, noisy(n, blurred(true)), BLUR.format(told), n, PAD)
         for true, told in ((2.0, 2.6), (2.6, 2.0))
         for n in (0, 3)
     ),
@@ -168,7 +168,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             continue
         chi2 = ", ".join(f"{row['chi2']:.3g}" for row in found)
         bands = [row["expected"] for row in found if row["expected"] is not None]
-        band = " to ".join(f"{sum(end) / len(bands):.2g}" for end in zip(*bands, strict=True)) if bands else "-"
+        band = " to ".join(f"{sum(end) / len(bands):.3g}" for end in zip(*bands, strict=True)) if bands else "-"
         mean = sum(row["psnr"] for row in found) / len(found)
         doubted = f"{sum(bool(row['doubts']) for row in found)} of {len(found)}"
         model = "right" if case.right else "wrong"
