@@ -423,7 +423,7 @@ def test_bad_arguments_are_sentences():
         Problem(problem.operator, problem.noise, problem.y * torch.nan)
     with pytest.raises(ValueError, match="a measurement"):
         Problem(problem.operator, problem.noise, problem.y[:, :2])
-    with pytest.raises(ValueError, match="positive number"):
+    with pytest.raises(ValueError, match="a number from 1e-08"):
         GaussianNoise(-1.0)
     with pytest.raises(ValueError, match="weighting of solver reddiff must be"):
         build_solver("reddiff(weighting='linear')")
