@@ -31,7 +31,7 @@ from .holes import hidden_share, mask_notes
 from .images import Picture, at_bit_depth, load_image
 from .operators import Inpaint, Operator
 from .problem import GaussianNoise, Noise, NoNoise, simulate
-from .provenance import has_changed, provenance, provenance_of
+from .provenance import is_edited, provenance, provenance_of
 from .record import check_targets, typed_name, write_outputs
 from .rng import ImageRng, derive_seed
 from .spec import format_spec
@@ -169,7 +169,7 @@ def _degrade_one(plan: Plan, source: Source, output: Path) -> tuple[str, Path | 
         "border": list(built.border),
         "notes": notes,
     }
-    ours = provenance_of(mask_path).get("tool") == "degrade" and not has_changed(mask_path)
+    ours = provenance_of(mask_path).get("tool") == "degrade" and not is_edited(mask_path)
     old = [mask_path] if ours and not masked else []
     write_outputs(files, record_path, record, old)
     told = "".join(f" ({note.rstrip('.')})" for note in notes)

@@ -9,9 +9,8 @@ from torch import Tensor
 
 __all__ = ["cg", "dot", "expand_to", "gmres", "grad", "norm", "proximal_cg", "value_and_grad"]
 
-# A proximal step by conjugate gradients ends where a step lowers its objective by less than the first part of it, or
-# the second part of what it was at the beginning.
-_PROXIMAL_TOLERANCE = {torch.float32: (3e-5, 1e-5), torch.float64: (1e-18, 2e-34)}
+# A proximal step by conjugate gradients ends where a step lowers its objective by less than this part of it.
+_PROXIMAL_TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-18}
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
@@ -96,10 +95,9 @@ def proximal_cg(
 ) -> Tensor:
     """The picture argmin_u |A u - y|^2 + rho |u - x|^2 by conjugate gradients from u = x, per image.
 
-    A row ends where a step lowers its objective by less than 3e-5 of it in float32, 1e-18 in float64, or by less than
-    1e-5 and 2e-34 of what it was at the beginning.  With rho = (noise / prior std)^2 the objective is in units of the
-    noise variance, so that u differs from the exact answer by a small part of the uncertainty of u itself, and of the
-    way from x to u.
+    A row ends where a step lowers its objective by less than 3e-5 of it in float32, 1e-18 in float64.  With
+    rho = (noise / prior std)^2 the objective is in units of the noise variance, so that u differs from the exact
+    answer by a small part of the uncertainty of u itself.
 
     Arguments:
         forward: A, images (B, *) to data (B, *).
@@ -111,11 +109,11 @@ def proximal_cg(
         inner: inner product of images per image, (B, *) x (B, *) -> (B,), if not the usual one.
         max_steps: largest number of steps, each of one A and one A^T.
     """
-    (tolerance, at_first), tiny = _PROXIMAL_TOLERANCE[y.dtype], torch.finfo(y.dtype).tiny
+    tolerance, tiny = _PROXIMAL_TOLERANCE[y.dtype], torch.finfo(y.dtype).tiny
     inner = inner or _vecdot
     misfit = y - forward(x)
     objective = _vecdot(misfit, misfit)
-    enough = at_first * objective
+    floor = torch.finfo(y.dtype).eps * objective  # what is left of it after rounding
     r = adjoint(misfit)
     z = precondition(r)
     u, p, rz = x, z, inner(r, z)
@@ -131,7 +129,7 @@ def proximal_cg(
         objective = objective - step * rz
         z = precondition(r)
         following = inner(r, z)
-        active = active & (step * rz > torch.maximum(tolerance * objective, enough)) & (following > 0)
+        active = active & (step * rz > tolerance * torch.maximum(objective, floor)) & (following > 0)
         p = torch.addcmul(z, expand_to(following / rz.clamp_min(tiny), p), p)
         rz = following
     return u

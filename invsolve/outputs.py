@@ -10,7 +10,7 @@ from typing import Any
 
 from .encode import encode_picture
 from .images import Picture
-from .provenance import has_changed, provenance_of
+from .provenance import is_edited, provenance_of
 from .result import Result, spread_picture
 
 __all__ = ["encode_result", "further_pictures", "record_of", "stale_pictures"]
@@ -58,7 +58,7 @@ def stale_pictures(output: Path, new: Container[Path]) -> list[Path]:
     """Samples and spreads of this picture that an earlier run wrote, as they say themselves, and this one does not."""
     folder, stem = output.parent, glob.escape(output.stem)
     found = [path for ending in ("_sample*.png", "_std.png") for path in folder.glob(stem + ending)]
-    return [path for path in found if path not in new and _is_further(provenance_of(path)) and not has_changed(path)]
+    return [path for path in found if path not in new and _is_further(provenance_of(path)) and not is_edited(path)]
 
 
 def _is_further(made: Mapping[str, Any]) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import tifffile
-from PIL import Image
 
 from .tiff import is_tiff, tiff_description
 
@@ -25,6 +23,7 @@ __all__ = [
     "figure_metadata",
     "has_changed",
     "is_damaged",
+    "is_edited",
     "png_chunk",
     "png_text",
     "provenance",
@@ -83,6 +82,11 @@ def has_changed(path: Path) -> bool:
     return hashlib.sha256(_with_seal(data, made, seal, OPEN)).hexdigest() != seal
 
 
+def is_edited(path: Path) -> bool:
+    """Whether a file with a provenance was changed by somebody, and is no mere rest of what was written."""
+    return has_changed(path) and not is_damaged(path)
+
+
 def is_damaged(path: Path) -> bool:
     """Whether a file begins like a PNG or a TIFF and is cut off or has wrong checksums, or is empty."""
     data = path.read_bytes()
@@ -113,11 +117,25 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _png_text_of(path: Path) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of large pictures, which are not decoded here
-        with Image.open(path, formats=["PNG"]) as image:
-            text: str = image.info[KEYWORD]
-            return text
+    """The text under our keyword, of whatever kind; Pillow refuses large pictures even if only their texts are read."""
+    with path.open("rb") as file:
+        if file.read(len(PNG_BEGIN)) != PNG_BEGIN:
+            raise ValueError("it is no PNG")
+        while True:
+            size, kind = struct.unpack(">I4s", file.read(8))
+            if kind in (b"IDAT", b"IEND"):
+                raise ValueError("it has no such text")
+            body = file.read(size) if kind in (b"iTXt", b"tEXt", b"zTXt") else b""
+            keyword, _, content = body.partition(b"\0")
+            if keyword == KEYWORD.encode():
+                break
+            file.seek(size - len(body) + 4, 1)
+    if kind == b"tEXt":
+        return content.decode("latin-1")
+    if kind == b"zTXt":
+        return zlib.decompress(content[1:]).decode("latin-1")
+    packed, content = content[0], content[2:].split(b"\0", 2)[2]
+    return (zlib.decompress(content) if packed else content).decode()
 
 
 def _text(made: Mapping[str, Any], seal: str) -> str:
@@ -157,4 +175,4 @@ def _with_seal(data: bytes, made: Mapping[str, Any], old: str, new: str) -> byte
     before, after = (_text(made, seal).encode() for seal in (old, new))
     if data.startswith(PNG_BEGIN):
         before, after = png_text(KEYWORD, before), png_text(KEYWORD, after)
-    return data.replace(before, after, 1)
+    return data.replace(before, after)  # in a TIFF with EXIF it stands twice

@@ -15,7 +15,7 @@ from .atomic import atomic_writes, sha256_of
 from .images import MAX_PIXELS
 from .priors import BUNDLED, PRIORS, find_card, load_cards, pull
 from .priors.files import files_within
-from .provenance import has_changed, is_damaged, provenance_of
+from .provenance import is_damaged, is_edited, provenance_of
 
 __all__ = [
     "Settings",
@@ -101,7 +101,7 @@ def check_targets(paths: Sequence[Path], tool: str, overwrite: bool, hint: str) 
             continue  # what is left of a result
         record = read_record(path) if path.suffix == ".json" else {}
         made = record or provenance_of(paths[0] if path.suffix == ".json" else path)  # unreadable: its picture's
-        edited = path.suffix != ".json" and path.is_file() and has_changed(path) and not is_damaged(path)
+        edited = path.suffix != ".json" and path.is_file() and is_edited(path)
         if made.get("tool") != tool or edited:
             raise FileExistsError(
                 f"{path} exists and was not written by invsolve {tool}, or was changed since; {hint}."

@@ -82,7 +82,8 @@ def read_tiff(data: bytes, max_pixels: int, otherwise: Callable[[], np.ndarray])
         orientation = orientation if isinstance(orientation, int) and orientation in range(2, 9) else 1
         check_pixels(page.imagewidth, page.imagelength, max_pixels)
         values = None
-        plain = not page.extrasamples and page.planarconfig == PLANARCONFIG.CONTIG  # Pillow reads no other kinds well
+        one_plane = page.samplesperpixel == 1 or page.planarconfig == PLANARCONFIG.CONTIG
+        plain = one_plane and not page.extrasamples  # Pillow reads no other kinds well
         if page.dtype in (np.bool_, np.uint8) and (plain or page.photometric not in COLOURS):
             with contextlib.suppress(UnidentifiedImageError):
                 values = otherwise()
@@ -118,9 +119,9 @@ def _values(page: TiffPage, pages: int) -> np.ndarray:
     """Grey or RGB pixels as uint8 or uint16 (H, W[, C]), black = 0, not multiplied by alpha, the last channel."""
     if pages > 1 or page.axes not in ("YX", "YXS", "SYX"):
         raise RefusedError(f"holds {pages} pictures; save the one to restore as a file of its own.")
-    colours, multiplied = PHOTOMETRIC(page.photometric), EXTRASAMPLE.ASSOCALPHA in page.extrasamples
+    colours, multiplied = page.photometric, EXTRASAMPLE.ASSOCALPHA in page.extrasamples
     if colours not in COLOURS:
-        raise RefusedError(f"has {colours.name} colours; save it as grey or RGB.")
+        raise RefusedError(f"has {getattr(colours, 'name', f'unknown ({colours})')} colours; save it as grey or RGB.")
     if page.samplesperpixel > 4:
         raise RefusedError(f"has {page.samplesperpixel} channels; save it as grey or RGB, with or without alpha.")
     if multiplied and (len(page.extrasamples) > 1 or colours == PHOTOMETRIC.MINISWHITE):
@@ -140,7 +141,7 @@ def _values(page: TiffPage, pages: int) -> np.ndarray:
         colour, alpha = values[..., :-1].astype(np.float64), values[..., -1:]
         divided = (colour * top / np.maximum(alpha, 1)).round().clip(0, top)
         return np.dstack([divided.astype(values.dtype), alpha])
-    if colours is not PHOTOMETRIC.MINISWHITE:
+    if colours != PHOTOMETRIC.MINISWHITE:
         return values
     return np.dstack([top - values[..., :1], values[..., 1:]]) if values.ndim == 3 else top - values
 

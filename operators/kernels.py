@@ -18,7 +18,7 @@ __all__ = ["camera_shake", "disk", "from_file", "gaussian", "linear_motion", "of
 _LARGEST_SIDE = 4095  # wider than the blur of any picture restored here; a kernel of this side takes 134 MB
 _LARGEST_INTENSITY = 10.0  # the path's speed varies by its exponential
 _COLUMNS = 256  # into which a pixel is cut to find how much of it a disk covers
-_BOX = 0.99  # of its largest value is everywhere in a box
+_DUST = 0.0005  # the mean difference from one level, as a part of it, in a box that is not quite even
 _NEAR = 0.1  # of its range: values that differ by no more are of one level
 _WIDE = 7  # pixels: in narrower kernels a plane is no sign of a background
 _BACKGROUND = 0.05  # the largest part of a kernel that the level at its border may make up
@@ -201,23 +201,26 @@ def _side(value: float, before: str, after: str, unit: str) -> str:
 def _check_background(taps: Tensor, path: str) -> None:
     """Refuse an inverted kernel, and one on a grey background.
 
-    A background has the level of the border, or of a plane through it, and so has most of the inside.  A kernel that is
-    cut at its border, or has half covered pixels there, is brighter inside, and its corners are darker.
+    A background has the level of the border, or of a plane through it, and so have most of the inside and two of the
+    corners.  A kernel that is cut at its border, or has half covered pixels there, is brighter inside, or its corners
+    are darker.
     """
     least, most = float(taps.min()), float(taps.max())
-    if least >= _BOX * most:
-        return
     inner = [slice(1, -1) if n > 2 else slice(None) for n in taps.shape]
     edge = torch.ones_like(taps, dtype=torch.bool)
     edge[*inner] = False
     if not edge.any() or edge.all():  # of two pixels at most
         return
     level = taps[edge].median()
+    uneven = float((taps - level).abs().mean() / taps.mean())
+    if float(taps[~edge].min()) >= 0.99 * most or (least >= 0.9 * most and uneven < _DUST):  # a box
+        return
     grounds = [level.expand_as(taps), *([_plane(taps, edge)] if min(taps.shape) >= _WIDE else [])]
     near = max(((taps - ground)[~edge].abs() <= _NEAR * (most - least)).double().mean() for ground in grounds)
-    corners = float(taps[[0, 0, -1, -1], [0, -1, 0, -1]].min())
-    hollow = min(taps.shape) > 2 and corners >= 0.9 * most and float(taps[~edge].mean()) < 0.75 * most
-    if level * taps.numel() > _BACKGROUND * float(taps.sum()) and (near >= 0.5 or hollow):
+    corners = taps[[0, 0, -1, -1], [0, -1, 0, -1]]
+    hollow = min(taps.shape) > 2 and corners.min() >= 0.9 * most and float(taps[~edge].mean()) < 0.75 * most
+    around = (corners >= 0.5 * level).sum() >= 2 and (max(taps.shape) > 9 or corners.max() <= 1.5 * level)
+    if level * taps.numel() > _BACKGROUND * float(taps.sum()) and ((near >= 0.5 and around) or hollow):
         raise ValueError(
             f"The border of the kernel {path!r} is not black: it has {100 * level / float(taps.max()):.0f} % of the "
             "largest value; invert the picture if the kernel is dark, else subtract the background, or add a black "

@@ -81,15 +81,16 @@ def _read_float_tiff(path: str) -> np.ndarray | None:
             if page.dtype is None or page.dtype.kind != "f" or page.imagewidth * page.imagelength > MAX_PIXELS:
                 return None
             values, pages, colours = page.asarray(), len(tiff.pages), page.photometric
+            values = np.moveaxis(values, 0, 2) if page.axes == "SYX" else values
             orientation = page.tags.valueof(ORIENTATION, 1)
     except Exception:  # noqa: BLE001  no TIFF, or damaged: what reads the other files has the sentence
         return None
     if pages > 1:
         raise ValueError(f"The kernel {path!r} holds {pages} pictures; save the kernel as a file of its own.")
     if colours not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB):
-        raise ValueError(f"The kernel {path!r} has {PHOTOMETRIC(colours).name} colours; save it with black = 0.")
-    planar = values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3)
-    return upright(np.moveaxis(values, 0, 2) if planar else values, orientation)
+        name = getattr(colours, "name", f"unknown ({colours})")
+        raise ValueError(f"The kernel {path!r} has {name} colours; save it with black = 0.")
+    return upright(values, orientation)
 
 
 def read_holes(path: str) -> Tensor:

@@ -121,8 +121,8 @@ class Backbone(nn.Module, abc.ABC):
         except CANNOT_HELP:
             raise
         except Exception as error:  # of any kind: a config holds whatever was written into it
-            if is_out_of_memory(error):
-                raise
+            if is_out_of_memory(error) or "device" in str(error) or "CUDA" in str(error):
+                raise  # of the machine, or of where the tensors are
             reason = textwrap.shorten(str(error), 200, placeholder=" ...").rstrip(".")
             raise ValueError(
                 f"The prior's network fails in its first call ({reason}): its config.json does not fit its weights; "

@@ -154,12 +154,23 @@ def check_counts(config: Mapping[str, Any], folder: Path) -> None:
     for name, value in config.items():
         if not COUNT.search(name) or NO_COUNT.search(name):
             continue
-        for count in value if isinstance(value, list) else [value]:
-            if type(count) is int and count > max(tensors, 1):
+        for count in _flat(value):
+            if type(count) in (int, float) and count > max(tensors, 1):
                 raise ValueError(
                     f"The config.json in {folder} has {name} {count}, and the weights hold {tensors} tensors; save or "
                     "download the prior again."
                 )
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """What stands in lists of lists, to a depth that JSON can have."""
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, list):
+            pending += one
+        else:
+            yield one
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -237,6 +237,7 @@ def test_bad_kernel_file_gives_the_sentence(make: Callable[[], str], sentence: s
         kernels.from_file(make())
 
 
+EDGES = np.array([1, 0, 0, 0, 1])
 GOOD_KERNELS = {
     "box": np.full((9, 9), 255),
     "tight gaussian": bell(1.5, 5),
@@ -245,6 +246,11 @@ GOOD_KERNELS = {
     "wide gaussian": bell(20, 31),
     "box with half covered edges": np.pad(np.full((22, 22), 255), 1, constant_values=128),
     "thick motion": np.vstack([np.full((1, 12), v) for v in (128, 255, 128)]),
+    "dusty box": np.where(np.arange(81).reshape(9, 9) == 40, 250, 255),
+    "box with one half covered side": np.pad(np.full((5, 5), 255), ((0, 0), (0, 1)), constant_values=128),
+    "box without corners": np.pad(np.full((3, 3), 255), 1, constant_values=255) * (1 - np.outer(EDGES, EDGES)),
+    "line with a bright end": np.array([[100, 100, 100, 100, 200]]),
+    "ramp of two rows": np.array([[100, 100, 100, 100, 100], [100, 100, 100, 100, 200]]),
     "echo": np.array([[255, 0, 0, 0, 120]]),
     "tight motion": 255 * np.eye(9),
     "tight disk": disk_picture(0)[9:22, 9:22],

@@ -16,6 +16,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -24,7 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 from invsolve.encode import encode_picture
 from invsolve.images import Picture, load_image
 from invsolve.metadata import Entry, byte_order, exif_block, read_exif
-from invsolve.provenance import provenance, provenance_of
+from invsolve.provenance import has_changed, is_damaged, provenance, provenance_of
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 GREY = SRGB[:16] + b"GRAY" + SRGB[20:]
@@ -118,6 +119,29 @@ def test_everything_is_kept_on_request(tmp_path: Path, suffix: str, out: str) ->
 
 
 @pytest.mark.skipif(shutil.which("exiftool") is None, reason="needs exiftool")
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize(("exif", "xmp"), [(False, False), (True, False), (False, True), (True, True)])
+def test_what_was_just_written_counts_as_unchanged(suffix, depth, alpha, exif, xmp, tmp_path):
+    tags = Image.Exif()
+    tags[271] = "A maker"
+    picture = Picture(
+        torch.rand(3, 9, 7, generator=torch.Generator().manual_seed(0)) * 2 - 1,
+        alpha=np.full((9, 7), 200, np.uint8 if depth == 8 else np.uint16) if alpha else None,
+        bit_depth=depth,
+        exif=tags.tobytes().removeprefix(b"Exif\0\0") if exif else None,
+        xmp=b"<x/>" if xmp else None,
+    )
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(encode_picture(path, picture.tensor, picture, provenance("restore", "sample", command="ä – ü")))
+    assert provenance_of(path)["command"] == "ä – ü"
+    assert not has_changed(path) and not is_damaged(path)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"restore", b"deteriorate"[:7]))
+    assert has_changed(path)
+
+
 def test_letters_and_thumbnails_as_exiftool_writes_them(tmp_path: Path) -> None:
     path = tmp_path / "in.jpg"
     Image.new("RGB", (9, 7)).save(path)
