@@ -206,9 +206,16 @@ def _nearest(rows: Iterable[int], steps: int) -> int:
 
 
 def _stored(solver: Solver[Any], steps: int, kind: str, sigma: float) -> tuple[float, float] | None:
-    """The lowest and the highest ratio of the nearest number of steps, or None."""
+    """The lowest and the highest ratio of the nearest number of steps, or None.
+
+    Other steps leave more or less; how much was not measured, so that the band is widened by their ratio, at most by
+    MOST_STEPS.
+    """
     rows = _rows(solver, kind)
-    return _between(rows[_nearest(rows, steps)], sigma) if rows else None
+    nearest = _nearest(rows, steps) if rows else steps
+    found = _between(rows[nearest], sigma) if rows else None
+    wider = min(max(steps / nearest, nearest / steps), MOST_STEPS)
+    return None if found is None else (found[0] / wider, found[1] * wider)
 
 
 def _is_as_measured(solver: Solver[Any], steps: int, times: str | None, kind: str, prior: Prior) -> bool:

@@ -127,7 +127,8 @@ def test_the_band_is_the_measured_one_with_its_margin(table):
     assert band(table, 0.015) == (0.08, 0.23, True)
     assert band(table, 0.005) == (0.08, 4.6, True)  # as at 0 or as at 0.02
     assert band(table, 0.0) == (0.0, 4.6, True)  # data that are held too closely are no doubt without noise
-    assert band(table, 0.04, steps=25) == band(table, 0.04, steps=100) == (0.16, 0.46, True)
+    assert band(table, 0.04, steps=25) == band(table, 0.04, steps=100) == (0.08, 0.92, True)
+    assert band(table, 0.04, steps=40) == (0.128, 0.575, True)
 
 
 def test_what_is_not_measured_has_a_general_band(table):
@@ -136,7 +137,7 @@ def test_what_is_not_measured_has_a_general_band(table):
     general = 0.16, 4.0, False
     assert band(table, 0.04, label="") == general  # another prior
     assert band(table, 0.04, solver="diffpir(weight=3.0)") == general
-    assert band(table, 0.04, steps=24) == band(table, 0.04, steps=101) == general
+    assert band(table, 0.04, steps=24) == band(table, 0.04, steps=101) == (0.08, 4.0, False)
     assert band(table, 0.04, times="uniform") == general
     assert band(table, 0.04, times="restoration") == (0.16, 0.46, True)  # its own
     assert band(table, 0.0, solver="ddrm") == (0.0, 100, False)
