@@ -121,10 +121,9 @@ def proximal_cg(
     for _ in range(max_steps):
         if not active.any():
             break
-        ap = forward(p)
-        step = torch.where(active, rz / (_vecdot(ap, ap) + rho * inner(p, p)).clamp_min(tiny), 0)
+        hp = torch.addcmul(adjoint(forward(p)), expand_to(rho, p), p)
+        step = torch.where(active, rz / inner(p, hp).clamp_min(tiny), 0)
         u = torch.addcmul(u, expand_to(step, u), p)
-        hp = torch.addcmul(adjoint(ap), expand_to(rho, p), p)
         r = torch.addcmul(r, expand_to(step, r), hp, value=-1)
         objective = objective - step * rz
         z = precondition(r)

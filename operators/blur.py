@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..linalg import expand_to, proximal_cg
 from .base import LinearOperator, Shape
-from .convolution import cast, fast_size, fold, gain, mirror, multiply, place, scale, spectral_dot, spectrum
+from .convolution import cast, fast_size, fold, gain, mirror, multiply, place, spectral_dot, spectrum
 from .resize import Separable
 from .spectral import SpectralOperator
 
@@ -132,36 +132,48 @@ class PaddedBlur(LinearOperator):
     def prox(self, x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
         """By conjugate gradients with P^T S (|K|^2 + rho)^-1 S P as preconditioner; see `proximal_cg`.
 
-        S lets the mirrored pixels beyond the border count a third, and the root of P^T S^2 P divides both sides.
-        With an unknown border the spectrum of the padded picture is what is solved for: two transforms a step.  The
-        pixels by which the torus is larger than the picture touch no data.
+        S is 1 on the picture and falls from a half to zero over the mirrored pixels beyond the border, and the root of
+        P^T S^2 P divides both sides.  With an unknown border the spectrum of the padded picture is what is solved for:
+        two transforms a step.  The pixels by which the torus is larger than the picture touch no data.
         """
         k = cast(self.gain, x)
-        damped = k.abs().square() + expand_to(rho, x)
-        inverse, conjugate = 1 / damped, k.conj().resolve_conj()
+        conjugate = k.conj().resolve_conj()
+        inverse = (1 / (k.abs().square() + expand_to(rho, x))).to(k.dtype)
         if self.boundary != "unknown":
             share = self._shares(x)
             root = self._pad_adjoint(share.square() * self._pad(torch.ones_like(x[:1, :1]))).rsqrt()
 
             def precondition(r: Tensor) -> Tensor:
+                if self.boundary == "zero":
+                    return self._pad_adjoint(multiply(inverse, self._pad(r)))
                 return root * self._pad_adjoint(share * multiply(inverse, share * self._pad(root * r)))
 
-            return proximal_cg(self.forward, self.adjoint, x, y, rho, precondition=precondition)
+            return proximal_cg(
+                lambda u: self._crop(multiply(k, self._pad(u))),
+                lambda r: self._pad_adjoint(multiply(conjugate, place(r, self.grid, self.reach))),
+                *(x, y, rho),
+                precondition=precondition,
+            )
         solved = proximal_cg(
             lambda u: self._crop(torch.fft.irfft2(k * u, s=self.grid)),
             lambda r: conjugate * spectrum(place(r, self.grid, self.reach)),
             spectrum(self._pad(x)),
             y,
             rho,
-            precondition=lambda r: scale(inverse, r),
+            precondition=lambda r: inverse * r,
             inner=lambda a, b: spectral_dot(a, b, self.grid[1]),
         )
         return self._pad_adjoint(torch.fft.irfft2(solved, s=self.grid))
 
     def _shares(self, x: Tensor) -> Tensor:
-        """1 on the picture in the middle of the torus, and beyond it what needs the fewest steps."""
-        inside = place(x.new_ones(self.image_shape[1:]), self.grid, self.reach)
-        return inside + (1 - inside) / 3
+        """1 on the picture in the middle of the torus, and beyond its border what needs the fewest steps."""
+        profiles = []
+        for size, n, reach in zip(self.grid, self.image_shape[1:], self.reach, strict=True):
+            pixel = torch.arange(size, device=x.device, dtype=x.dtype)
+            beyond = torch.maximum(reach - pixel, pixel - (reach + n - 1)).clamp_min(0)
+            profiles.append((1 - beyond / (reach + 1)).clamp_min(0).square())
+        share = torch.outer(*profiles)
+        return torch.where(share < 1, share / 2, 1)
 
     def _pad(self, x: Tensor) -> Tensor:
         """On the torus: as it is if the border is unknown, else continued by the reach of the kernel."""

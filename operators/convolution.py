@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["cast", "fast_size", "fold", "gain", "mirror", "multiply", "place", "scale", "spectral_dot", "spectrum"]
+__all__ = ["cast", "fast_size", "fold", "gain", "mirror", "multiply", "place", "spectral_dot", "spectrum"]
 
 
 def gain(kernel: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -33,10 +33,10 @@ def cast(gains: Tensor, x: Tensor) -> Tensor:
 def multiply(gains: Tensor, x: Tensor) -> Tensor:
     """The picture (..., H, W) whose spectrum is multiplied by `gains`, complex or real, (h, w // 2 + 1)."""
     found = spectrum(x)
-    return torch.fft.irfft2(gains * found if gains.is_complex() else scale(gains, found), s=x.shape[-2:])
+    return torch.fft.irfft2(gains * found if gains.is_complex() else _scale(gains, found), s=x.shape[-2:])
 
 
-def scale(factors: Tensor, spectra: Tensor) -> Tensor:
+def _scale(factors: Tensor, spectra: Tensor) -> Tensor:
     """Complex spectra times real factors; torch would make complex numbers of the factors first."""
     return torch.view_as_complex(factors[..., None] * torch.view_as_real(spectra))
 

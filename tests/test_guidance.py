@@ -401,7 +401,8 @@ def test_a_latent_drawn_given_y_sees_the_perturbed_data_where_they_were_measured
     ("spec", "s", "ratio"),
     [  # ratio: sigma_y^2 / rho is its square
         ("flower", 0.0, 0.6 / math.hypot(0.4, 0.6)),
-        ("diffpir(weight=0.25)", 0.0, 2 * 0.6 / 0.4),
+        ("diffpir(weight=0.25, data_std=none)", 0.0, 2 * 0.6 / 0.4),
+        ("diffpir(weight=0.25)", 0.0, 2 * 0.6 / math.hypot(0.4, 0.6)),
         ("ddnm(eta=0.0)", 0.3, 0.3 / 0.7),
         ("ddrm(eta_c=0.0)", 0.3, 0.3 / 0.7),
     ],

@@ -507,8 +507,9 @@ def test_ddnm_equals_a_second_writing(row):
     torch.testing.assert_close(state.flatten(), torch.from_numpy(z), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("data_std", [None, 0.7])
 @pytest.mark.parametrize("row", ["inpaint-random", "downsample", "blur", "blur-motion"])
-def test_diffpir_equals_a_second_writing(row):
+def test_diffpir_equals_a_second_writing(row, data_std):
     prior, weight, zeta, sigma = GaussianPrior(PowerLaw()), 5.0, 0.4, 0.15
     problem = dataclasses.replace(toy(row, sigma=sigma), y=toy(row, sigma=sigma).y.double())
     times = make_times("karras", 6, prior.schedule)
@@ -517,11 +518,13 @@ def test_diffpir_equals_a_second_writing(row):
     z = noisy_first_guess(a, y, sigma, times[0], draws[0], isinstance(problem.operator, SpectralOperator))
     for (t, s), n in zip(pairs, noise, strict=True):
         z0, _ = predict(z, t)
-        rho = max(weight * sigma**2 * ((1 - float(t)) / float(t)) ** 2, 1e-5)
+        rho = max(
+            weight * sigma**2 * (((1 - float(t)) / float(t)) ** 2 + (0 if data_std is None else data_std**-2)), 1e-5
+        )
         z0 = np.linalg.solve(a.T @ a + rho * np.eye(len(z0)), a.T @ y + rho * z0)
         eps = (z - (1 - float(t)) * z0) / float(t)
         z = (1 - float(s)) * z0 + float(s) * (np.sqrt(zeta) * n + np.sqrt(1 - zeta) * eps)
-    solver, rng = SOLVERS["diffpir"](weight=weight, zeta=zeta), ReplayRng(draws)
+    solver, rng = SOLVERS["diffpir"](weight=weight, zeta=zeta, data_std=data_std), ReplayRng(draws)
     state = solver.init(times[0], problem, prior, rng)
     for t, s in pairs:
         state = solver.step(state, t, s, problem, prior, rng)
