@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from .allocator import memory_kept
 from .devices import find_device, parse_dtype
-from .doubt import DoubtWarning, judge
-from .expected import chi2_of, name_of, rounding_of
-from .holes import hidden_share
-from .images import load_image, to_tensor
+from .doubts.expected import chi2_of, name_of, rounding_of
+from .doubts.judge import DoubtWarning, judge
+from .files.holes import hidden_share
+from .files.images import load_image, to_tensor
 from .operators import OPERATORS, LinearOperator, Operator, Shape, build_operator
 from .operators.base import check_shape
 from .operators.identity import Identity

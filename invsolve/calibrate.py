@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from .atomic import atomic_write
+from .files.atomic import atomic_write
 from .linalg import dot
 from .priors.base import Prior
 from .priors.schedule import LinearFlow

@@ -10,16 +10,16 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .result import Result
-
 __all__ = ["overview"]
 
 
-def overview(result: Result, y: Tensor | None = None, truth: Tensor | None = None) -> Figure:
+def overview(sample: Tensor, mean: Tensor, std: Tensor, y: Tensor | None = None, truth: Tensor | None = None) -> Figure:
     """One row per measurement: data, first sample, mean, standard deviation and truth, as far as they are given.
 
     Arguments:
-        result: the samples (B, S, C, H, W).
+        sample: one of each measurement (B, C, H, W).
+        mean: over the samples (B, C, H, W).
+        std: standard deviation over the samples (B, C, H, W).
         y: measurements (B, c, h, w); shown if they look like pictures (one or three channels).
         truth: the true pictures (B, C, H, W).
     """
@@ -28,11 +28,11 @@ def overview(result: Result, y: Tensor | None = None, truth: Tensor | None = Non
     columns: list[tuple[str, Tensor]] = []
     if y is not None and y.ndim == 4 and y.shape[1] in (1, 3):
         columns.append(("measurement", y))
-    columns += [("sample", result.images), ("posterior mean", result.mean)]
-    spread = result.std.square().mean(dim=1, keepdim=True).sqrt()
+    columns += [("sample", sample), ("posterior mean", mean)]
+    spread = std.square().mean(dim=1, keepdim=True).sqrt()
     if truth is not None:
         columns.append(("truth", truth))
-    rows = len(result.images)
+    rows = len(sample)
     figure = Figure(figsize=(3 * (len(columns) + 1), 3.2 * rows), layout="constrained")
     axes = figure.subplots(rows, len(columns) + 1, squeeze=False)
     for b in range(rows):

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .operators.base import LinearOperator, Operator, check_shape
+from .operators.base import LinearOperator, Operator, PinvOperator, check_shape
 from .operators.identity import Identity
 from .operators.jpeg import JPEG
 from .rng import ImageRng
 
 LOWEST = 1e-8  # of a noise level: below the rounding of pictures in float32
 HIGHEST = 1e6  # of a noise level or photon count: far beyond sense, and its square still is a float32
+SIGNAL_STD = 0.5  # standard deviation of a photograph in [-1, 1] units
 MIN_RATE = 0.1  # photons; the likelihood is continued as a straight line below
 
-__all__ = ["GaussianNoise", "NoNoise", "Noise", "PoissonNoise", "Problem", "simulate"]
+__all__ = ["GaussianNoise", "NoNoise", "Noise", "PoissonNoise", "Problem", "first_guess", "simulate"]
 
 
 class Noise(abc.ABC):
@@ -229,3 +230,16 @@ def simulate(operator: Operator, noise: Noise, x: Tensor, rng: ImageRng) -> Tens
     """A noisy measurement of the pictures x (B, *image_shape); hidden entries stay zero."""
     y = noise.sample(operator(x), rng)
     return y if operator.data_mask is None else y * operator.data_mask.to(y)
+
+
+def first_guess(problem: Problem) -> Tensor:
+    """A picture made of the data alone (B, *image_shape): A^+ y, or zero where A has no pseudo-inverse.
+
+    With noise, a linear operator's data are weighed against the spread of photographs, since A^+ would amplify the
+    noise without bound where A keeps little: argmin_x |A x - y|^2 + (sigma / 0.5)^2 |x|^2.
+    """
+    operator, y, std = problem.operator, problem.y, problem.std
+    zero = y.new_zeros(len(y), *operator.image_shape)
+    if isinstance(operator, LinearOperator) and bool((std > 0).all()):
+        return operator.prox(zero, y, (std / SIGNAL_STD).square())
+    return operator.pinv(y) if isinstance(operator, PinvOperator) else zero

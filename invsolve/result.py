@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .atomic import atomic_folder
-from .encode import check_folder_name, save_png
-from .provenance import provenance
+from .files.atomic import atomic_folder
+from .files.encode import check_folder_name, save_png, spread_picture
+from .files.provenance import provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,13 +134,7 @@ class Result:
         """A figure with one row per measurement: data, sample, mean, standard deviation (and the truth if given)."""
         from .figures import overview
 
-        return overview(self, y, truth)
-
-
-def spread_picture(std: Tensor) -> Tensor:
-    """A standard deviation (C, H, W) as a grey picture (1, H, W) in [-1, 1], white = the largest value in it."""
-    level = std.square().mean(dim=0, keepdim=True).sqrt()
-    return 2 * level / level.max().clamp_min(1e-12) - 1
+        return overview(self.images, self.mean, self.std, y, truth)
 
 
 def _image(x: Tensor) -> Tensor:

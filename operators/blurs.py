@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import kernels
+from ..operators import kernels
 from .base import LinearOperator, Shape
 from .blur import Boundary, make_blur
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from . import masks
+from ..operators import masks
 from .base import Shape
 from .spectral import SpectralOperator
 

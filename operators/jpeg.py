@@ -11,7 +11,7 @@ import torch
 from PIL import Image, JpegImagePlugin
 from torch import Tensor
 
-from ..decode import orientation_of
+from ..files.decode import orientation_of
 from .base import PinvOperator, Shape
 
 __all__ = ["JPEG", "Subsampling", "jpeg", "quality_tables", "read_tables"]

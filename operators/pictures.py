@@ -10,10 +10,10 @@ import torch
 from tifffile import PHOTOMETRIC
 from torch import Tensor
 
-from ..holes import load_mask
-from ..images import MAX_PIXELS, load_image
-from ..metadata import ORIENTATION
-from ..tiff import upright
+from ..files.holes import load_mask
+from ..files.images import MAX_PIXELS, load_image
+from ..files.metadata import ORIENTATION
+from ..files.tiff import upright
 
 __all__ = ["read_grey", "read_holes", "read_taps"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..operators import kernels
 from ..spec import Field, parse_spec, spec_fields, split_spec
-from . import kernels
 from .base import Operator, Shape
 from .blurs import blur, blur_kernel, blur_motion, blur_shake, blur_uniform, defocus
 from .color import Grayscale, coloured_shape

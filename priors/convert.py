@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..encode import check_folder_name
+from ..files.encode import check_folder_name
 from .checkpoints import new_folder, read_checkpoint, require_empty
 
 __all__ = ["convert_folder"]

@@ -29,9 +29,9 @@ import torch
 from pictures import SIZE, held_out
 
 from invsolve import GaussianNoise, ImageRng, build_operator, restore, simulate
-from invsolve.choices import check_at_least
+from invsolve.cli.choices import check_at_least
 from invsolve.devices import DTYPES, native_bfloat16
-from invsolve.encode import save_png
+from invsolve.files.encode import save_png
 
 OPERATOR, SIGMA, SOLVER = "blur(sigma=2, boundary='circular')", 0.02, "diffpir"
 WAYS = ("command line", "before", "Python")
@@ -54,7 +54,7 @@ def by_python(path: Path, args: argparse.Namespace, dtype: str) -> float:
 
 def by_command(path: Path, args: argparse.Namespace, dtype: str) -> float:
     """Seconds of one restoration, of its record."""
-    from invsolve.cli import app
+    from invsolve.cli.app import app
 
     out = path.parent / "restored"
     words = ["restore", str(path), "--operator", OPERATOR, "--sigma", str(SIGMA), "--solver", SOLVER, "--device", "cpu"]

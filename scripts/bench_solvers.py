@@ -44,8 +44,9 @@ from invsolve import (
     solve,
 )
 from invsolve.allocator import keep_memory
-from invsolve.choices import check_at_least, sentence
+from invsolve.cli.choices import check_at_least
 from invsolve.devices import find_device
+from invsolve.errors import sentence
 from invsolve.operators import OPERATORS
 from invsolve.priors import LatentPrior, NetworkPrior
 from invsolve.problem import GaussianNoise

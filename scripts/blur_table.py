@@ -26,8 +26,8 @@ from torch import Tensor
 
 from invsolve import load_prior, restore
 from invsolve.allocator import keep_memory
-from invsolve.choices import check_at_least
-from invsolve.encode import save_png
+from invsolve.cli.choices import check_at_least
+from invsolve.files.encode import save_png
 from invsolve.metrics import psnr
 from invsolve.operators import PaddedBlur, kernels
 from invsolve.operators.blur import picture_shape

@@ -26,8 +26,8 @@ from scipy import ndimage
 
 from invsolve import load_prior, restore
 from invsolve.allocator import keep_memory
-from invsolve.atomic import append_lines, read_lines
-from invsolve.doubt import DoubtWarning
+from invsolve.doubts.judge import DoubtWarning
+from invsolve.files.atomic import append_lines, read_lines
 from invsolve.metrics import psnr
 
 LEVEL = 2 / 255  # one grey level of 8 bits in [-1, 1] units

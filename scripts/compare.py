@@ -50,9 +50,9 @@ from invsolve import (
     simulate,
 )
 from invsolve.allocator import keep_memory
-from invsolve.atomic import append_lines, read_lines
 from invsolve.devices import find_device
-from invsolve.record import prior_sha256
+from invsolve.files.atomic import append_lines, read_lines
+from invsolve.priors.identity import prior_sha256
 from invsolve.rng import derive_seed
 from invsolve.spec import parse_spec
 

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from invsolve import SOLVERS, GaussianNoise, ImageRng, NoNoise, Prior, Problem, build_operator, build_solver, load_prior
 from invsolve.allocator import keep_memory
-from invsolve.atomic import append_lines, read_lines
-from invsolve.expected import EIGHT_BITS, TABLE, kind_of, misfit_ratio
+from invsolve.doubts.expected import EIGHT_BITS, TABLE, kind_of, misfit_ratio
+from invsolve.files.atomic import append_lines, read_lines
+from invsolve.priors.identity import prior_sha256
 from invsolve.problem import simulate
-from invsolve.record import prior_sha256
 from invsolve.rng import derive_seed
 from invsolve.solve import check_capability, solve
 

@@ -17,7 +17,7 @@ from setting import NotApplicableError, Outcome, Setting
 from torch import Tensor
 
 from invsolve import SOLVERS, Operator, Problem, build_solver, default_times, solve
-from invsolve.choices import sentence
+from invsolve.errors import sentence
 from invsolve.operators import CircularBlur, Inpaint
 from invsolve.spec import format_spec, parse_spec
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from invsolve import GaussianNoise, Problem, build_operator, build_solver, load_prior, make_times, solve
-from invsolve.fit import FitSettings, fit
+from invsolve.flows.fit import FitSettings, fit
+from invsolve.flows.fitted import load_fitted
 from invsolve.metrics import coverage
 from invsolve.rng import ImageRng, derive_seed
 from invsolve.sample import measure, sample_pictures
 from invsolve.solvers import MMDFlow
-from invsolve.solvers._fitted import load_fitted
 from invsolve.validate.metrics import evaluate
 from invsolve.validate.suites import digits_mixture, find_suite
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from invsolve.images import to_tensor
+from invsolve.files.images import to_tensor
 
 __all__ = ["HELD_OUT", "SIZE", "TUNING", "held_out", "pictures", "tuning", "validation"]
 

@@ -13,9 +13,8 @@ from recipe import Recipe, Task
 from torch import Tensor
 
 from invsolve import Problem
-from invsolve.encode import save_png
-from invsolve.images import load_image
-from invsolve.result import spread_picture
+from invsolve.files.encode import save_png, spread_picture
+from invsolve.files.images import load_image
 
 Row = dict[str, Any]  # a line of results.jsonl
 

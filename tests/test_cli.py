@@ -18,14 +18,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import invsolve as package
-from invsolve import cli_restore, demo
-from invsolve.choices import is_expected, sentence
-from invsolve.cli import app
+from invsolve.bench import demo
+from invsolve.cli import restore as cli_restore
+from invsolve.cli.app import app
 from invsolve.devices import find_device
-from invsolve.images import load_image
+from invsolve.errors import is_expected, sentence
+from invsolve.files.images import load_image
 from invsolve.operators import OPERATORS, build_operator
 from invsolve.priors import PRIORS, load_prior
-from invsolve.record import prior_sha256
+from invsolve.priors.identity import prior_sha256
 from invsolve.solvers import SOLVERS, build_solver
 from invsolve.spec import parse_spec
 
@@ -1013,7 +1014,7 @@ def test_auto_is_never_an_untested_device() -> None:
 def test_the_bar_counts_batches() -> None:
     from rich.console import Console
 
-    from invsolve.progress import StepBar
+    from invsolve.cli.progress import StepBar
 
     bar = StepBar([2, 2, 1], Console(), Console(file=io.StringIO(), force_terminal=True))
     task = bar.progress.tasks[0]

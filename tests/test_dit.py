@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel
 from torch import nn
 from typer.testing import CliRunner
 
-from invsolve.cli import app
+from invsolve.cli.app import app
 from invsolve.priors import LinearFlow, Prompts, load_prior
 from invsolve.priors.dit import DIT_MODELS, DitConfig, convert_dit, transformer_weights
 from invsolve.sample import follow_flow

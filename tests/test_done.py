@@ -21,11 +21,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
-from invsolve.atomic import atomic_folder, changed_files, sha256_of
-from invsolve.cli import app
-from invsolve.encode import save_png
-from invsolve.provenance import png_chunk, provenance
-from invsolve.record import prior_sha256, read_record
+from invsolve.cli.app import app
+from invsolve.files.atomic import atomic_folder, changed_files, sha256_of
+from invsolve.files.encode import save_png
+from invsolve.files.provenance import png_chunk, provenance
+from invsolve.files.record import read_record
+from invsolve.priors.identity import prior_sha256
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 PRIOR = ["--prior", "gaussian", "--steps", "2", "--device", "cpu"]

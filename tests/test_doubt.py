@@ -15,10 +15,10 @@ from skimage import data
 import invsolve as package
 from invsolve import GaussianNoise, NoNoise, Problem, build_operator, build_solver, load_prior
 from invsolve.api import estimate_sigma
-from invsolve.doubt import DoubtWarning, doubts_of, judge
-from invsolve.expected import EIGHT_BITS, TABLE, Band, chi2_of, expected_band, kind_of, misfit_ratio, rounding_of
+from invsolve.doubts.expected import EIGHT_BITS, TABLE, Band, chi2_of, expected_band, kind_of, misfit_ratio, rounding_of
+from invsolve.doubts.judge import DoubtWarning, doubts_of, judge
 from invsolve.operators import OPERATORS, Compose
-from invsolve.record import prior_sha256
+from invsolve.priors.identity import prior_sha256
 from invsolve.solvers import SOLVERS
 
 SHAPE = 3, 24, 32
@@ -101,7 +101,7 @@ def table(monkeypatch):
     rows = {"deblurring": {"50": bands}, "inpainting": {"50": {"0.02": [3.0, 20.0], "0.0": [150.0, 300.0]}}}
     jpeg = {"JPEG": {"50": {"0.0": [90.0, 800.0]}}}
     stored = {"about": {"prior": "natural"}, "solvers": {"diffpir": rows, "ddnm": jpeg}}
-    monkeypatch.setattr("invsolve.expected._table", lambda: stored)
+    monkeypatch.setattr("invsolve.doubts.expected._table", lambda: stored)
     return load_prior("gaussian")
 
 
@@ -258,7 +258,7 @@ def test_a_jpeg_is_restored_by_its_own_tables_from_python(tmp_path):
             package.restore(y, operator="jpeg", **options)
 
 
-@pytest.mark.filterwarnings("ignore::invsolve.doubt.DoubtWarning")
+@pytest.mark.filterwarnings("ignore::invsolve.doubts.judge.DoubtWarning")
 def test_what_a_mask_hides_is_in_the_record(tmp_path):
     mask = np.zeros((32, 32), np.uint8)
     mask[4:12, 4:20] = 255

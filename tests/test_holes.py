@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter, zoom
 from skimage import draw
 from sklearn.datasets import load_sample_image
 
-from invsolve.holes import hidden_share, load_mask, mask_notes
+from invsolve.files.holes import hidden_share, load_mask, mask_notes
 
 SIZE = 192, 256
 RNG = np.random.default_rng(0)

@@ -12,15 +12,15 @@ from traps import rewrite
 from typer.testing import CliRunner
 
 from invsolve import OPERATORS, SOLVERS, build_solver
-from invsolve.cli import app
+from invsolve.cli.app import app
 from invsolve.features import load_features
+from invsolve.files.record import is_done, read_record
+from invsolve.flows.fitted import load_fitted
 from invsolve.metrics import LPIPS_TRUNK, lpips_network
 from invsolve.priors import BUNDLED, load_prior
 from invsolve.priors.checkpoints import read_checkpoint
 from invsolve.priors.convert import convert_folder
-from invsolve.record import is_done, read_record
 from invsolve.result import Result
-from invsolve.solvers._fitted import load_fitted
 from invsolve.spec import parse_spec
 
 CALL = "__import__('os').system('touch ../mark')"

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from invsolve.calibrate import calibrate as calibrate_prior
-from invsolve.cli import app
-from invsolve.images import load_image
+from invsolve.cli.app import app
+from invsolve.files.images import load_image
 from invsolve.priors import Prompts, find_card, load_cards, load_folder, load_prior, pull
 from invsolve.priors import text as text_module
 from invsolve.priors.backbones import BACKBONES, SDXL

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from invsolve.atomic import atomic_folder, atomic_write, atomic_writes
-from invsolve.encode import encode_picture, save_png
-from invsolve.images import Picture, at_bit_depth, load_image, to_tensor
+from invsolve.files.atomic import atomic_folder, atomic_write, atomic_writes
+from invsolve.files.encode import encode_picture, save_png
+from invsolve.files.images import Picture, at_bit_depth, load_image, to_tensor
 
 RNG = np.random.default_rng(0)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -13,7 +13,7 @@ from files import FILES, SHAPE, randn
 from PIL import Image
 from torch import Tensor
 
-from invsolve.images import load_image
+from invsolve.files.images import load_image
 from invsolve.operators import (
     JPEG,
     build_operator,

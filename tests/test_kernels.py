@@ -15,7 +15,7 @@ from files import CORNER_KERNEL, FILES, KERNEL_FILE, save
 from PIL import Image
 from torch import Tensor
 
-from invsolve.holes import load_mask
+from invsolve.files.holes import load_mask
 from invsolve.operators import (
     build_operator,
     kernels,

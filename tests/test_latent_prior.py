@@ -17,7 +17,7 @@ from invsolve import (
     simulate,
     solve,
 )
-from invsolve.images import to_tensor
+from invsolve.files.images import to_tensor
 from invsolve.metrics import psnr
 from invsolve.priors import LatentPrior, as_grey
 from invsolve.priors.network import ResidualUNet

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from invsolve import GaussianNoise, NoNoise, Problem, build_operator, build_solver, load_prior, make_times, solve
 from invsolve.calibrate import calibrate, save_calibration
-from invsolve.cli import app
-from invsolve.encode import save_png
+from invsolve.cli.app import app
+from invsolve.files.encode import save_png
 from invsolve.operators import OPERATORS
 from invsolve.priors import (
     VE,

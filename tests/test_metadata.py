@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from invsolve.encode import encode_picture
-from invsolve.images import Picture, load_image
-from invsolve.metadata import Entry, byte_order, exif_block, read_exif
-from invsolve.provenance import has_changed, is_damaged, provenance, provenance_of
+from invsolve.files.encode import encode_picture
+from invsolve.files.images import Picture, load_image
+from invsolve.files.metadata import Entry, byte_order, exif_block, read_exif
+from invsolve.files.provenance import has_changed, is_damaged, provenance, provenance_of
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 GREY = SRGB[:16] + b"GRAY" + SRGB[20:]

@@ -13,22 +13,22 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from invsolve import GaussianNoise, NoNoise, Problem, build_operator, build_solver, make_times, simulate, solve
-from invsolve.cli import app
-from invsolve.encode import save_png
-from invsolve.fit import FitSettings, fit, state_folder
-from invsolve.mmd import Cloud, advance, discrepancy, frames, natural_step, patches, slicing_constant, slope
+from invsolve.cli.app import app
+from invsolve.files.encode import save_png
+from invsolve.flows.clusters import clusters
+from invsolve.flows.experts import MAX_WEIGHTS
+from invsolve.flows.fit import FitSettings, fit, state_folder
+from invsolve.flows.fitted import load_fitted
+from invsolve.flows.mmd import Cloud, advance, discrepancy, frames, natural_step, patches, slicing_constant, slope
+from invsolve.flows.networks import StageNetwork
+from invsolve.flows.training import carry, learn_score
 from invsolve.operators import Inpaint, Matrix
 from invsolve.priors import GaussianMixture, GaussianPrior, PowerLaw
 from invsolve.priors.decoder import LinearDecoder
 from invsolve.rng import ImageRng, derive_seed
 from invsolve.sample import measure, sample_prior
 from invsolve.solvers import MMDFlow
-from invsolve.solvers._clusters import clusters
-from invsolve.solvers._experts import MAX_WEIGHTS
-from invsolve.solvers._fitted import load_fitted
-from invsolve.solvers._networks import StageNetwork
 from invsolve.solvers._start import first_guess
-from invsolve.stages import carry, learn_score
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "mmd_negative_distance.safetensors")
 PRIOR, SHAPE, NOISE = GaussianPrior(PowerLaw()), (1, 8, 8), GaussianNoise(0.1)
@@ -363,7 +363,7 @@ def test_clusters_follow_the_shape_of_gaussians(seed):
 
 def test_one_expert_starts_as_the_gaussian_posterior(monkeypatch, tmp_path):
     """Regression on y, and the noise that it leaves: nothing is left to learn where pictures are Gaussian."""
-    monkeypatch.setattr("invsolve.solvers._experts.MAX_EXPERTS", 1)
+    monkeypatch.setattr("invsolve.flows.experts.MAX_EXPERTS", 1)
     settings = FitSettings(stages=1, score_steps=1, lr=0.0)
     prior, problem, _ = small_problem(0.0)
     operator, noise = problem.operator, problem.noise
@@ -396,7 +396,9 @@ def test_the_score_is_the_functional_of_two_particles(monkeypatch, tmp_path):
     """The loss of one pair is F of two particles and one target, but for its own distance, which is counted once."""
     flow, losses = quick_fit(tmp_path / "flow"), []
     target, c = torch.randn(1, *SHAPE), torch.randn(1, *SHAPE)
-    monkeypatch.setattr("invsolve.stages._train", lambda network, loss, *rest: losses.append(loss(torch.tensor([0]))))
+    monkeypatch.setattr(
+        "invsolve.flows.training._train", lambda network, loss, *rest: losses.append(loss(torch.tensor([0])))
+    )
     learn_score(flow, 0, target, c, FitSettings(batch=1), ImageRng([4]))
     noise = ImageRng([4]).randn((2, *SHAPE), dtype=torch.float32)[0]
     x = flow.mean + flow.spread * noise
@@ -599,7 +601,7 @@ def test_another_fit_is_never_taken_for_the_one_that_is_there(tmp_path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("invsolve.fit._fit_stage", stop)
+        patch.setattr("invsolve.flows.fit._fit_stage", stop)
         command(*words[:-1], "stopped", *first)
     assert Path("stopped.state").is_dir()
     resumed = command(*words[:-1], "stopped", *second)
@@ -623,7 +625,7 @@ def test_a_damaged_state_is_one_sentence(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("invsolve.fit._fit_stage", stop)
+        patch.setattr("invsolve.flows.fit._fit_stage", stop)
         quick_fit(tmp_path / "flow")
     path = state_folder(tmp_path / "flow") / "pairs.safetensors"
     path.write_bytes(path.read_bytes()[:100])

@@ -27,7 +27,7 @@ from invsolve import (
     load_prior,
     solve,
 )
-from invsolve.cli import app
+from invsolve.cli.app import app
 from invsolve.devices import has_fast_bfloat16, native_bfloat16, parse_dtype
 from invsolve.priors import BUNDLED, as_grey, default_dtype, load_cards
 from invsolve.priors.precision import precise

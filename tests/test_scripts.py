@@ -6,7 +6,7 @@ import pytest
 from script_runs import SCRIPTS, run
 
 from invsolve import metrics
-from invsolve.images import load_image
+from invsolve.files.images import load_image
 from invsolve.operators import OPERATORS, build_operator
 from invsolve.solvers import SOLVERS, build_solver
 from invsolve.spec import parse_spec

@@ -5,7 +5,7 @@ import json
 import pytest
 from script_runs import run
 
-import invsolve.expected
+import invsolve.doubts.expected
 
 
 def cells(line):
@@ -63,7 +63,7 @@ def test_the_table_of_expected_chi2(scripts, monkeypatch, tmp_path, capsys):
     run(monkeypatch, "expected_chi2", *small)
     assert (tmp_path / "results.jsonl").read_text() == rows
     run(monkeypatch, "expected_chi2", *small, "--write")
-    written, stored = (json.loads(path.read_text()) for path in (table, invsolve.expected.TABLE))
+    written, stored = (json.loads(path.read_text()) for path in (table, invsolve.doubts.expected.TABLE))
     assert written["about"] == stored["about"] | {"size": 16}
     assert {steps: list(bands) for steps, bands in written["solvers"]["ddrm"]["denoising"].items()} == {
         "20": ["0.0", "0.02", "0.08", "0.3"],

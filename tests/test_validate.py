@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from invsolve import SOLVERS, GaussianNoise, ImageRng, Problem, build_solver, simulate, solve
-from invsolve.cli import app
-from invsolve.fit import fit
+from invsolve.cli.app import app
+from invsolve.flows.fit import fit
+from invsolve.flows.training import FitSettings
 from invsolve.operators import Matrix
 from invsolve.priors import GaussianMixture, LinearDecoder
-from invsolve.stages import FitSettings
 from invsolve.validate import (
     EXACT,
     METRICS,
@@ -741,7 +741,7 @@ def test_command_writes_a_table_and_goes_on(tmp_path):
 
 
 def test_command_draws_curves_and_calibrates(tmp_path, monkeypatch):
-    monkeypatch.setattr("invsolve.cli_validate.CURVE", (2, 4))
+    monkeypatch.setattr("invsolve.cli.validate.CURVE", (2, 4))
     words = ("gmm25-8", "--setting", "dy=4", "--solver", "ddnm", "-o", str(tmp_path))
     particles = ("--solver", "mmdflow(pairs=50, slices=8)")  # without network calls: no curve
     costly = ("--solver", "dflow")  # one step takes more calls than either: one point

@@ -1,4 +1,4 @@
-"""Where solvers start: a picture made of the data alone, and the point of the path that it stands for."""
+"""Where solvers start: the point of the path that a picture made of the data alone stands for."""
 
 from __future__ import annotations
 
@@ -6,28 +6,12 @@ import torch
 from torch import Tensor
 
 from ..linalg import expand_to
-from ..operators.base import LinearOperator, PinvOperator
 from ..operators.spectral import SpectralOperator
 from ..priors.base import Prior
-from ..problem import Problem
+from ..problem import Problem, first_guess
 from ..rng import ImageRng
 
-__all__ = ["first_guess", "noisy_first_guess"]
-
-SIGNAL_STD = 0.5  # standard deviation of a photograph in [-1, 1] units
-
-
-def first_guess(problem: Problem) -> Tensor:
-    """A picture made of the data alone (B, *image_shape): A^+ y, or zero where A has no pseudo-inverse.
-
-    With noise, a linear operator's data are weighed against the spread of photographs, since A^+ would amplify the
-    noise without bound where A keeps little: argmin_x |A x - y|^2 + (sigma / 0.5)^2 |x|^2.
-    """
-    operator, y, std = problem.operator, problem.y, problem.std
-    zero = y.new_zeros(len(y), *operator.image_shape)
-    if isinstance(operator, LinearOperator) and bool((std > 0).all()):
-        return operator.prox(zero, y, (std / SIGNAL_STD).square())
-    return operator.pinv(y) if isinstance(operator, PinvOperator) else zero
+__all__ = ["noisy_first_guess"]
 
 
 def noisy_first_guess(t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:

@@ -31,13 +31,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..priors.base import Prior
-from ..problem import Problem
+from ..problem import Problem, first_guess
 from ..rng import ImageRng
 from ..sample import follow_flow
 from ..solver import Solver, check_range
 from ..times import make_times
 from ._source import Descent, Objective, chi_nll, descend, start_descent, transport, transport_calls
-from ._start import first_guess
 
 __all__ = ["DFlow"]
 

@@ -53,11 +53,10 @@ from torch import Tensor
 from ..linalg import expand_to, value_and_grad
 from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
-from ..problem import Problem
+from ..problem import Problem, first_guess
 from ..rng import ImageRng
 from ..solver import Solver, check_range
 from ._data import approach_data, meet_data, misfit
-from ._start import first_guess
 
 __all__ = ["FLAIR"]
 

@@ -13,10 +13,10 @@ Hertrich, Wald, Altekrüger & Hagemann, arXiv 2305.11463).
 The law of the cloud goes to that of the pairs while every y_i stays, so the particles with y_i near y become samples of
 p(x | y).  There are two ways to get samples for the y at hand:
 
-Fitted (`folder`, made by `invsolve fit`; see `invsolve.fit`): networks Phi_k(x, y) have learned where the cloud is to
-go, and a sample is x = noise, then x <- x - Phi_k(x, y) for all k: the paper's method.  It holds for one operator and
-one noise level; of the prior, only the decoder is used when it is applied.  A driver step applies as many networks as
-its share of the run is: one, if there are as many steps as networks.
+Fitted (`folder`, made by `invsolve fit`; see `invsolve.flows.fit`): networks Phi_k(x, y) have learned where the cloud
+is to go, and a sample is x = noise, then x <- x - Phi_k(x, y) for all k: the paper's method.  It holds for one operator
+and one noise level; of the prior, only the decoder is used when it is applied.  A driver step applies as many networks
+as its share of the run is: one, if there are as many steps as networks.
 
 Pure particles (no `folder`): the cloud is drawn from the prior and flows along, and the samples are tracers (x, y) with
 the measured y: the same gradient moves them and they do not act on the cloud.  For many particles that is the same map
@@ -33,7 +33,7 @@ hundred, and refused for pictures of more than 256 numbers.
 | c_D of a patch | – | of all of (x, y), with a step per scale | of the patch and y, by the share it covers |
 | ties | – | left to the sort | count one half |
 | N = M | 20000 | 20000 to 40000 (500 for CT) | 512 (particles), 20000 (fit) |
-| stages | – | 30 to 147 networks | 2 per level, see `invsolve.fit` |
+| stages | – | 30 to 147 networks | 2 per level, see `invsolve.flows.fit` |
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..mmd import Cloud, advance, frames, natural_step
+from ..flows.fitted import FittedFlow, condition, load_fitted
+from ..flows.mmd import Cloud, advance, frames, natural_step
 from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng, derive_seed
 from ..sample import measure, sample_prior
 from ..solver import Solver, check_range
-from ._fitted import FittedFlow, condition, load_fitted
 
 __all__ = ["MMDFlow"]
 

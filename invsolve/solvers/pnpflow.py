@@ -35,11 +35,10 @@ from ..linalg import expand_to, grad
 from ..operators.base import LinearOperator
 from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
-from ..problem import Problem
+from ..problem import Problem, first_guess
 from ..rng import ImageRng
 from ..solver import Solver, check_range
 from ._data import curvature, downhill, misfit
-from ._start import first_guess
 
 __all__ = ["PnPFlow"]
 

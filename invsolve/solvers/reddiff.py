@@ -33,11 +33,10 @@ from torch import Tensor
 
 from ..linalg import expand_to, grad
 from ..priors.base import Prior
-from ..problem import Problem
+from ..problem import Problem, first_guess
 from ..rng import ImageRng
 from ..solver import Solver, check_choice, check_range
 from ._data import misfit
-from ._start import first_guess
 from ._weighting import Convention, Weighting, weigh, weight_of_means
 
 __all__ = ["REDDiff"]

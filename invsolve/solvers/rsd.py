@@ -57,11 +57,10 @@ from torch import Tensor
 from ..features import check_features, load_features
 from ..linalg import dot, expand_to, grad
 from ..priors.base import Prior
-from ..problem import Problem
+from ..problem import Problem, first_guess
 from ..rng import ImageRng
 from ..solver import Solver, check_choice, check_range
 from ._data import misfit
-from ._start import first_guess
 from ._weighting import Convention, Weighting, weigh, weight_of_means
 
 __all__ = ["RSD", "repulsion"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..atomic import atomic_write
+from ..files.atomic import atomic_write
 from .calibration import Calibration
 from .metrics import LEVEL, SLICES
 from .problems import EXACT, PRIOR, Suite

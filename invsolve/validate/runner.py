@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..atomic import append_lines, read_lines
+from ..files.atomic import append_lines, read_lines
+from ..priors.identity import prior_sha256
 from ..problem import Problem
-from ..record import prior_sha256
 from ..result import json_number
 from ..rng import derive_seed
 from ..solve import default_times, solve

@@ -1,4 +1,4 @@
-"""What the options of the command line stand for (operator, noise model, mask, prior), and its error sentences."""
+"""What the options of the command line stand for: operator, noise model, mask, prior."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import torch
-from PIL import Image
 
-from .devices import is_out_of_memory, parse_dtype
-from .files import Source
-from .holes import load_mask
-from .operators import OPERATORS, Inpaint, Operator, Shape, build_operator
-from .priors import Mode, Prior, Prompts, default_dtype, load_prior
-from .problem import GaussianNoise, Noise, NoNoise, PoissonNoise
-from .spec import parse_sigma, parse_spec, split_spec
+from ..devices import parse_dtype
+from ..files.holes import load_mask
+from ..files.inputs import Source
+from ..operators import OPERATORS, Inpaint, Operator, Shape, build_operator
+from ..priors import Mode, Prior, Prompts, default_dtype, load_prior
+from ..problem import GaussianNoise, Noise, NoNoise, PoissonNoise
+from ..spec import parse_sigma, parse_spec, split_spec
 
 __all__ = [
     "NOISES",
@@ -26,54 +25,14 @@ __all__ = [
     "choose_prompts",
     "fields_for",
     "files_of",
-    "is_expected",
     "is_file",
-    "one_line",
     "open_prior",
     "operator_for",
     "parse_noise",
     "public_fields",
-    "sentence",
-    "sentence_about",
 ]
 
 NOISES: dict[str, Callable[..., Noise]] = {"gaussian": GaussianNoise, "poisson": PoissonNoise, "none": NoNoise}
-
-EXPECTED = (  # what a user can bring about
-    ValueError,
-    TypeError,
-    OSError,
-    ImportError,
-    MemoryError,
-    torch.OutOfMemoryError,
-    Image.DecompressionBombError,
-)
-
-
-def is_expected(error: Exception) -> bool:
-    """Whether a user can bring this about, so that it becomes a sentence; anything else is a bug."""
-    return isinstance(error, EXPECTED) or is_out_of_memory(error)
-
-
-def sentence(error: Exception) -> str:
-    """One line for the user."""
-    if is_out_of_memory(error):
-        return "The device ran out of memory; lower --batch-size, or restore a smaller picture."
-    if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        return one_line(f"{place}{error.strerror}; choose another file or folder, or mend this one.")
-    return one_line(" ".join(str(error).split()))
-
-
-def sentence_about(path: Path, error: Exception) -> str:
-    """One line for the user about one file of several, which names it."""
-    text = sentence(error)
-    return text if " ".join(path.name.split()) in text else one_line(f"{path}: {text}")
-
-
-def one_line(text: str) -> str:
-    """The text with what cannot be shown, such as a newline in a file name, as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def check_at_least(least: int, **counts: int | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from .solve import Estimate
+from ..solve import Estimate
 
 __all__ = ["StepBar"]
 

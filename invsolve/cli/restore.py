@@ -12,9 +12,34 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from . import __version__
-from .api import default_solver, default_steps, make_noises, restore, sigma_of, with_file_tables
-from .atomic import sha256_of
+from .. import __version__
+from ..api import default_solver, default_steps, make_noises, restore, sigma_of, with_file_tables
+from ..devices import find_device
+from ..doubts.judge import DoubtWarning
+from ..errors import is_expected, one_line, sentence_about
+from ..files.atomic import sha256_of
+from ..files.holes import hidden_share
+from ..files.images import Picture, load_image
+from ..files.inputs import Source, check_writable, expand_inputs, plan_outputs
+from ..files.outputs import encode_result, further_pictures, record_of, stale_pictures
+from ..files.provenance import provenance
+from ..files.record import (
+    Settings,
+    check_targets,
+    is_done,
+    run_key,
+    write_outputs,
+)
+from ..operators import Operator
+from ..operators.sizes import image_shape_of
+from ..priors import Prior, load_cards
+from ..priors.identity import prior_sha256
+from ..problem import Noise
+from ..result import Result, Status, json_number
+from ..solve import batch_rows, check_capability
+from ..solvers import SOLVERS, build_solver
+from ..spec import format_spec, parse_spec
+from ..times import check_grid
 from .choices import (
     check_at_least,
     choose_dtype,
@@ -22,41 +47,14 @@ from .choices import (
     choose_prompts,
     fields_for,
     files_of,
-    is_expected,
     is_file,
-    one_line,
     open_prior,
     operator_for,
     parse_noise,
     public_fields,
-    sentence_about,
 )
-from .devices import find_device
-from .doubt import DoubtWarning
-from .files import Source, check_writable, expand_inputs, plan_outputs
-from .holes import hidden_share
-from .images import Picture, load_image
-from .operators import Operator
-from .operators.sizes import image_shape_of
-from .outputs import encode_result, further_pictures, record_of, stale_pictures
-from .priors import Prior, load_cards
-from .problem import Noise
 from .progress import StepBar
 from .prompts import read_prompts
-from .provenance import provenance
-from .record import (
-    Settings,
-    check_targets,
-    is_done,
-    prior_sha256,
-    run_key,
-    write_outputs,
-)
-from .result import Result, Status, json_number
-from .solve import batch_rows, check_capability
-from .solvers import SOLVERS, build_solver
-from .spec import format_spec, parse_spec
-from .times import check_grid
 
 __all__ = ["Options", "restore_files"]
 

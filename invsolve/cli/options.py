@@ -7,9 +7,9 @@ from typing import Annotated, get_args
 
 import typer
 
+from ..devices import DTYPES
+from ..priors import Mode
 from .choices import NOISES
-from .devices import DTYPES
-from .priors import Mode
 
 __all__ = [
     "CacheOption",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .files import Source
+from ..files.inputs import Source
 
 __all__ = ["read_prompts"]
 

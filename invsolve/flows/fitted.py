@@ -15,15 +15,14 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..atomic import atomic_folder
+from ..files.atomic import atomic_folder
 from ..operators.base import Operator, PinvOperator, Shape
 from ..priors.base import Prior
 from ..priors.files import CANNOT_HELP
-from ..problem import Problem
+from ..problem import Problem, first_guess
 from ..rng import ImageRng
 from ..spec import format_spec
-from ._networks import NetworkKind, StageNetwork
-from ._start import first_guess
+from .networks import NetworkKind, StageNetwork
 
 __all__ = ["Card", "FittedFlow", "condition", "does_the_same", "load_fitted", "new_flow", "operator_text"]
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files.holes import mask_notes
+from ..operators.base import Operator
+from ..operators.identity import Identity
+from ..priors import Prior
+from ..problem import Problem
+from ..result import Result, json_number
+from ..solver import Solver
 from .expected import Band, expected_band, kind_of, name_of
-from .holes import mask_notes
-from .operators.base import Operator
-from .operators.identity import Identity
-from .priors import Prior
-from .problem import Problem
-from .result import Result, json_number
-from .solver import Solver
 
 __all__ = ["DoubtWarning", "doubts_of", "judge"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..rng import ImageRng
-from ._clusters import clusters
+from .clusters import clusters
 
 __all__ = ["Experts"]
 

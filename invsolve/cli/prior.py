@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .priors import PRIORS, Card, find_card, pull
-from .priors.adm import ADM_MODELS, convert_adm
-from .priors.convert import convert_folder
-from .priors.dit import DIT_MODELS, convert_dit
+from ..priors import PRIORS, Card, find_card, pull
+from ..priors.adm import ADM_MODELS, convert_adm
+from ..priors.convert import convert_folder
+from ..priors.dit import DIT_MODELS, convert_dit
 
 __all__ = ["about_card", "convert_prior", "describe_card", "pull_prior"]
 

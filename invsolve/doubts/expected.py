@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .operators.base import LinearOperator, Operator
-from .operators.identity import Identity
-from .operators.jpeg import JPEG
-from .priors import Prior
-from .problem import GaussianNoise, Problem
-from .solver import Solver
-from .solvers import SOLVERS
+from ..operators.base import LinearOperator, Operator
+from ..operators.identity import Identity
+from ..operators.jpeg import JPEG
+from ..priors import Prior
+from ..problem import GaussianNoise, Problem
+from ..solver import Solver
+from ..solvers import SOLVERS
 
 __all__ = [
     "EIGHT_BITS",

@@ -13,24 +13,25 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from .atomic import changed_files, check_replaceable
-from .choices import check_at_least, choose_operator, files_of, one_line, operator_for, parse_noise, public_fields
-from .devices import find_device
-from .encode import check_folder_name
-from .files import Source, check_writable, expand_inputs
-from .fit import StageReport, fit, new_card
-from .images import load_image
-from .operators import Operator, Shape
-from .operators.sizes import bordered_shape
-from .priors import as_grey, load_prior
-from .problem import GaussianNoise, NoNoise
-from .record import prior_sha256
-from .rng import ImageRng, derive_seed
-from .sample import measure, sample_pictures
-from .solvers._fitted import Card, does_the_same, load_fitted
-from .spec import format_spec
-from .stages import FitSettings
-from .times import make_times
+from ..devices import find_device
+from ..errors import one_line
+from ..files.atomic import changed_files, check_replaceable
+from ..files.encode import check_folder_name
+from ..files.images import load_image
+from ..files.inputs import Source, check_writable, expand_inputs
+from ..flows.fit import StageReport, fit, new_card
+from ..flows.fitted import Card, does_the_same, load_fitted
+from ..flows.training import FitSettings
+from ..operators import Operator, Shape
+from ..operators.sizes import bordered_shape
+from ..priors import as_grey, load_prior
+from ..priors.identity import prior_sha256
+from ..problem import GaussianNoise, NoNoise
+from ..rng import ImageRng, derive_seed
+from ..sample import measure, sample_pictures
+from ..spec import format_spec
+from ..times import make_times
+from .choices import check_at_least, choose_operator, files_of, operator_for, parse_noise, public_fields
 
 __all__ = ["FitOptions", "fit_flow"]
 

@@ -1,4 +1,4 @@
-"""Reading pictures: files and 8- or 16-bit numbers become tensors in [-1, 1]; `invsolve.encode` is the way back.
+"""Reading pictures: files and 8- or 16-bit numbers become tensors in [-1, 1]; `invsolve.files.encode` is the way back.
 
 A file becomes a `Picture`: colours as a tensor, and what a restoration must hand back unchanged (alpha, ICC profile,
 EXIF, bit depth).
@@ -43,7 +43,7 @@ class Picture:
         alpha: (H, W) uint8 or uint16 as in the file, or None.
         bit_depth: 8 or 16.
         icc: colour profile, or None.
-        exif: EXIF block without the orientation, which has been applied, or None; see `invsolve.metadata`.
+        exif: EXIF block without the orientation, which has been applied, or None; see `invsolve.files.metadata`.
         xmp: XMP packet, or None.
         format: the file's format, such as "PNG".
         sha256: of the file's bytes.

@@ -13,28 +13,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from . import __version__
-from .choices import (
-    choose_operator,
-    fields_for,
-    files_of,
-    is_expected,
-    one_line,
-    operator_for,
-    parse_noise,
-    public_fields,
-    sentence_about,
-)
-from .encode import OUTPUT_SUFFIXES, encode_picture
-from .files import MEASUREMENT, Source, check_writable, expand_inputs, plan_outputs
-from .holes import hidden_share, mask_notes
-from .images import Picture, at_bit_depth, load_image
-from .operators import Inpaint, Operator
-from .problem import GaussianNoise, Noise, NoNoise, simulate
-from .provenance import is_edited, provenance, provenance_of
-from .record import check_targets, typed_name, write_outputs
-from .rng import ImageRng, derive_seed
-from .spec import format_spec
+from .. import __version__
+from ..errors import is_expected, one_line, sentence_about
+from ..files.encode import OUTPUT_SUFFIXES, encode_picture
+from ..files.holes import hidden_share, mask_notes
+from ..files.images import Picture, at_bit_depth, load_image
+from ..files.inputs import MEASUREMENT, Source, check_writable, expand_inputs, plan_outputs
+from ..files.provenance import is_edited, provenance, provenance_of
+from ..files.record import check_targets, typed_name, write_outputs
+from ..operators import Inpaint, Operator
+from ..problem import GaussianNoise, Noise, NoNoise, simulate
+from ..rng import ImageRng, derive_seed
+from ..spec import format_spec
+from .choices import choose_operator, fields_for, files_of, operator_for, parse_noise, public_fields
 
 __all__ = ["degrade_files"]
 

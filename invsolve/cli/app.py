@@ -16,14 +16,20 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from . import __version__
-from .allocator import keep_memory
-from .choices import is_expected, one_line, sentence
-from .cli_calibrate import CalibrateOptions, calibrate_prior
-from .cli_degrade import degrade_files
-from .cli_fit import FitOptions, fit_flow
-from .cli_info import describe_entry, list_entries
-from .cli_options import (
+from .. import __version__
+from ..allocator import keep_memory
+from ..errors import is_expected, one_line, sentence
+from ..files.images import MAX_PIXELS
+from ..flows.training import FitSettings
+from ..priors.adm import ADM_MODELS
+from ..priors.dit import DIT_MODELS
+from ..sample import STEPS as PRIOR_STEPS
+from ..times import TIMES
+from .calibrate import CalibrateOptions, calibrate_prior
+from .degrade import degrade_files
+from .fit import FitOptions, fit_flow
+from .info import describe_entry, list_entries
+from .options import (
     CacheOption,
     DeviceOption,
     DtypeOption,
@@ -43,15 +49,9 @@ from .cli_options import (
     PromptOption,
     path_of,
 )
-from .cli_prior import convert_prior, pull_prior
-from .cli_restore import Options, restore_files
-from .images import MAX_PIXELS
-from .priors.adm import ADM_MODELS
-from .priors.dit import DIT_MODELS
+from .prior import convert_prior, pull_prior
 from .progress import StepBar
-from .sample import STEPS as PRIOR_STEPS
-from .stages import FitSettings
-from .times import TIMES
+from .restore import Options, restore_files
 
 __all__ = ["app", "main"]
 
@@ -236,7 +236,7 @@ def demo_command(
     seed: Annotated[int, typer.Option(help="Of the measurements and the samples.")] = 0,
 ) -> None:
     """Degrade a photograph in several ways, restore it, and show how well."""
-    from .demo import BATCH_SIZE, HEADER, TASKS, DemoRow, run_demo  # draws figures: matplotlib is slow to load
+    from ..bench.demo import BATCH_SIZE, HEADER, TASKS, DemoRow, run_demo  # draws figures: matplotlib is slow to load
 
     console = _console()
     bar = StepBar([math.ceil(samples / BATCH_SIZE)] * len(TASKS), console, _console(stderr=True))
@@ -287,7 +287,7 @@ def validate_command(
 
     Writes one line per sampler and problem to results.jsonl, from which an interrupted run goes on, and a table.
     """
-    from .cli_validate import ValidateOptions, validate_samplers  # draws figures: matplotlib is slow to load
+    from .validate import ValidateOptions, validate_samplers  # draws figures: matplotlib is slow to load
 
     options = ValidateOptions(
         solvers=solver or (),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..operators.base import Shape
 from ..rng import ImageRng
-from ._experts import Experts
+from .experts import Experts
 
 __all__ = ["NetworkKind", "StageNetwork"]
 

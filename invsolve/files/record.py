@@ -13,15 +13,12 @@ from typing import Any
 
 from .atomic import atomic_writes, sha256_of
 from .images import MAX_PIXELS
-from .priors import BUNDLED, PRIORS, find_card, load_cards, pull
-from .priors.files import files_within
 from .provenance import is_damaged, is_edited, provenance_of
 
 __all__ = [
     "Settings",
     "check_targets",
     "is_done",
-    "prior_sha256",
     "read_record",
     "run_key",
     "typed_name",
@@ -106,27 +103,6 @@ def check_targets(paths: Sequence[Path], tool: str, overwrite: bool, hint: str) 
             raise FileExistsError(
                 f"{path} exists and was not written by invsolve {tool}, or was changed since; {hint}."
             )
-
-
-def prior_sha256(name: str, cache_dir: Path | None = None) -> str | None:
-    """A hash of the weights and configurations of a prior that has them, bundled or in a folder of its own.
-
-    Of a prior of the hub it is that of its commit, which stands for gigabytes, and of its calibration.
-    """
-    folder = BUNDLED / name if name in PRIORS else Path(name)
-    hashes: dict[str, str] = {}
-    if not folder.is_dir():
-        if name not in load_cards():
-            return None
-        folder = pull(name, offline=True, cache_dir=cache_dir)
-        hashes = {"commit": f"{find_card(name).repo}@{folder.name}"}
-        paths = sorted(folder.glob("calibration.*"))
-    else:
-        paths = files_within(folder)
-    for path in paths:
-        if path.suffix in (".safetensors", ".json", ".txt", ".model"):
-            hashes[path.relative_to(folder).as_posix()] = sha256_of(path)
-    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def run_key(settings: Settings, files: Mapping[str, str], version: str) -> str:

@@ -13,13 +13,14 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from . import __version__
-from .calibrate import CALIBRATION_SUFFIXES, calibrate, save_calibration
-from .choices import check_at_least, choose_dtype, choose_prompts, one_line, open_prior
-from .devices import find_device
-from .files import Source, check_writable, expand_inputs
-from .images import load_image
-from .priors import BUNDLED, PRIORS, Prior, load_cards, pull
+from .. import __version__
+from ..calibrate import CALIBRATION_SUFFIXES, calibrate, save_calibration
+from ..devices import find_device
+from ..errors import one_line
+from ..files.images import load_image
+from ..files.inputs import Source, check_writable, expand_inputs
+from ..priors import BUNDLED, PRIORS, Prior, load_cards, pull
+from .choices import check_at_least, choose_dtype, choose_prompts, open_prior
 from .prompts import read_prompts
 
 __all__ = ["CalibrateOptions", "calibrate_prior"]

@@ -12,9 +12,9 @@
                     Phi, warm from the last flow stage, learns x - x' from (x, c) by least squares
             x_j = x_j - Phi(x_j, c_j)                     (moved by the network, so that later stages see its errors)
 
-Both kinds of stage go down the same functional F of `invsolve.mmd`.  The flow has one cloud for all y and learns how
-p(x | y) changes with y from particles that are near each other in y, of which there are few in many dimensions.  The
-score has two particles and one target for every y; its mean over the pairs is that of F of p(x | y) for each y by
+Both kinds of stage go down the same functional F of `invsolve.flows.mmd`.  The flow has one cloud for all y and learns
+how p(x | y) changes with y from particles that are near each other in y, of which there are few in many dimensions.
+The score has two particles and one target for every y; its mean over the pairs is that of F of p(x | y) for each y by
 itself, up to a constant, so that the network is what carries over from one y to the next.  The paper has flow stages
 alone (`first` = "flow"); by default the first stage of a level is one of the score, which leaves little to the others.
 
@@ -51,14 +51,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from .atomic import atomic_write, check_replaceable, is_unfinished
-from .operators import Operator, Shape
-from .priors.base import Prior
-from .problem import Noise, Problem
-from .rng import ImageRng, derive_seed
-from .solvers._fitted import Card, FittedFlow, condition, does_the_same, new_flow, operator_text
-from .solvers._networks import NetworkKind
-from .stages import CHUNK, FitSettings, carry, learn_flow, learn_score, normal_numbers, prepare_score
+from ..files.atomic import atomic_write, check_replaceable, is_unfinished
+from ..operators import Operator, Shape
+from ..priors.base import Prior
+from ..problem import Noise, Problem
+from ..rng import ImageRng, derive_seed
+from .fitted import Card, FittedFlow, condition, does_the_same, new_flow, operator_text
+from .networks import NetworkKind
+from .training import CHUNK, FitSettings, carry, learn_flow, learn_score, normal_numbers, prepare_score
 
 __all__ = ["FitSettings", "StageReport", "fit", "new_card", "state_folder"]
 

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..rng import ImageRng
+from .fitted import Draw, FittedFlow
 from .mmd import Cloud, advance, frames, natural_step, patches
-from .rng import ImageRng
-from .solvers._fitted import Draw, FittedFlow
 
 __all__ = ["CHUNK", "FitSettings", "carry", "learn_flow", "learn_score", "normal_numbers", "prepare_score"]
 

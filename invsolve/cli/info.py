@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
-from .cli_prior import about_card, describe_card
-from .operators import OPERATORS, Operator
-from .priors import BUNDLED, PRIORS, find_card, load_cards
-from .solver import Solver
-from .solvers import SOLVERS
-from .spec import spec_fields
+from ..operators import OPERATORS, Operator
+from ..priors import BUNDLED, PRIORS, find_card, load_cards
+from ..solver import Solver
+from ..solvers import SOLVERS
+from ..spec import spec_fields
+from .prior import about_card, describe_card
 
 __all__ = ["describe_entry", "list_entries"]
 

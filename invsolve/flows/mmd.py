@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .rng import ImageRng
+from ..rng import ImageRng
 
 __all__ = ["Cloud", "advance", "discrepancy", "frames", "natural_step", "patches", "slicing_constant", "slope"]
 

@@ -6,12 +6,14 @@ import glob
 from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .encode import encode_picture
+from .encode import encode_picture, spread_picture
 from .images import Picture
 from .provenance import is_edited, provenance_of
-from .result import Result, spread_picture
+
+if TYPE_CHECKING:
+    from ..result import Result
 
 __all__ = ["encode_result", "further_pictures", "record_of", "stale_pictures"]
 

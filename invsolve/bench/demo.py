@@ -10,19 +10,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .api import default_solver, restore
-from .atomic import atomic_folder
-from .doubt import DoubtWarning
-from .encode import check_folder_name, save_png
-from .metrics import psnr, ssim
-from .operators import OPERATORS, build_operator
-from .priors import Prior, load_prior
-from .problem import GaussianNoise, NoNoise, simulate
-from .provenance import figure_metadata, provenance
-from .result import Result, Status, json_number, spread_picture
-from .rng import ImageRng
-from .solve import Observer
-from .spec import parse_spec
+from ..api import default_solver, restore
+from ..doubts.judge import DoubtWarning
+from ..files.atomic import atomic_folder
+from ..files.encode import check_folder_name, save_png, spread_picture
+from ..files.provenance import figure_metadata, provenance
+from ..metrics import psnr, ssim
+from ..operators import OPERATORS, build_operator
+from ..priors import Prior, load_prior
+from ..problem import GaussianNoise, NoNoise, simulate
+from ..result import Result, Status, json_number
+from ..rng import ImageRng
+from ..solve import Observer
+from ..spec import parse_spec
 
 __all__ = ["HEADER", "TASKS", "DemoRow", "Task", "demo_photo", "run_demo"]
 
@@ -76,7 +76,7 @@ def demo_photo() -> Tensor:
     from PIL import Image
     from skimage import data
 
-    from .images import to_tensor
+    from ..files.images import to_tensor
 
     return to_tensor(Image.fromarray(data.astronaut()).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 

@@ -141,3 +141,9 @@ def _to_integers(x: Tensor, bit_depth: int) -> np.ndarray:
     values = ((x.detach().cpu().double().clamp(-1, 1) + 1) / 2 * top).round().numpy()
     integers: np.ndarray = np.moveaxis(values, 0, 2).astype(np.uint8 if bit_depth == 8 else np.uint16)
     return integers
+
+
+def spread_picture(std: Tensor) -> Tensor:
+    """A standard deviation (C, H, W) as a grey picture (1, H, W) in [-1, 1], white = the largest value in it."""
+    level = std.square().mean(dim=0, keepdim=True).sqrt()
+    return 2 * level / level.max().clamp_min(1e-12) - 1

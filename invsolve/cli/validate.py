@@ -9,12 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .choices import check_at_least
-from .encode import check_folder_name
-from .files import check_writable
-from .provenance import figure_metadata
-from .solvers import build_solver
-from .validate import (
+from ..files.encode import check_folder_name
+from ..files.inputs import check_writable
+from ..files.provenance import figure_metadata
+from ..solvers import build_solver
+from ..validate import (
     CURVE,
     SUITES,
     Measured,
@@ -31,6 +30,7 @@ from .validate import (
     steps_for,
     suite_tables,
 )
+from .choices import check_at_least
 
 __all__ = ["ValidateOptions", "validate_samplers"]
 

@@ -1,0 +1,1 @@
+"""Benchmarks: pictures, tasks and what came of them."""
