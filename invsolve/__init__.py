@@ -8,9 +8,10 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from .api import restore
+from .noise import GaussianNoise, Noise, NoNoise, PoissonNoise
 from .operators import OPERATORS, LinearOperator, Operator, build_operator
 from .priors import PRIORS, Prior, load_prior
-from .problem import GaussianNoise, Noise, NoNoise, PoissonNoise, Problem, simulate
+from .problem import Problem, simulate
 from .result import Result, Status
 from .rng import ImageRng
 from .solve import default_times, solve

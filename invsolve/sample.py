@@ -7,13 +7,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .noise import Noise
 from .operators.base import Operator
 from .priors.base import Metered, Prior, Rescheduled, Shape
 from .priors.decoder import LinearDecoder
 from .priors.gaussian import GaussianPrior
 from .priors.mixture import GaussianMixture
 from .priors.schedule import LinearFlow
-from .problem import Noise, simulate
+from .problem import simulate
 from .rng import ImageRng, derive_seed
 from .times import make_times
 

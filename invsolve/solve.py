@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .allocator import memory_kept
 from .counts import is_whole
-from .operators.base import Operator
 from .priors.base import Metered, Prior
 from .priors.precision import precise
 from .problem import Problem
@@ -21,7 +20,7 @@ from .rng import ImageRng, derive_seed, image_seeds
 from .solver import Solver
 from .times import make_times
 
-__all__ = ["Estimate", "Observer", "batch_rows", "check_capability", "default_times", "solve"]
+__all__ = ["Estimate", "Observer", "batch_rows", "default_times", "solve"]
 
 
 class Observer(Protocol):
@@ -60,19 +59,6 @@ def default_times(
     """
     n = solver.steps if steps is None else steps
     return make_times(solver.times if name is None else name, n, prior.schedule, problem.own_ratio)
-
-
-def check_capability(solver: Solver[Any], operator: Operator) -> None:
-    """Refuse an operator that lacks what the solver needs.
-
-    Raises:
-        TypeError: it does.
-    """
-    if not isinstance(operator, solver.requires):
-        raise TypeError(
-            f"{type(solver).__name__} needs a {solver.requires.__name__}, and {type(operator).__name__} is not one; "
-            "choose another solver, for example dps or flowdps, which need only gradients."
-        )
 
 
 def batch_rows(solver: Solver[Any], samples: int, batch_size: int) -> int:
@@ -118,15 +104,10 @@ def solve(
         others go on.
 
     Raises:
-        TypeError: the operator lacks what the solver needs, or times are of another type.
+        TypeError: the operator or the prior lacks what the solver needs, or times are of another type.
         ValueError: times are not decreasing or no known name, or samples or batch_size is below 1.
     """
-    check_capability(solver, problem.operator)
-    if prior.channels not in (None, problem.operator.image_shape[0]):
-        raise ValueError(
-            f"The prior knows pictures with {prior.channels} channels, the operator's have "
-            f"{problem.operator.image_shape[0]}; convert the picture, or use as_grey(prior)."
-        )
+    solver.check(problem, prior)
     seeds = image_seeds(seed, len(problem.y))
     for name, count in {"samples": samples, "batch_size": batch_size}.items():
         if not is_whole(count) or count < 1:

@@ -34,10 +34,37 @@ class Solver(abc.ABC, Generic[State]):
     samples_posterior: ClassVar[bool] = False  # they follow p(x | y) of any prior, given enough steps and particles
     interacting: ClassVar[bool] = False  # particles: the samples of one measurement see each other
     needs_fit: ClassVar[bool] = False  # good on pictures only after a fit; without, in a few dimensions
-    latents: ClassVar[bool] = True  # whether it runs through a decoder; one that does not says so with a TypeError
+    latents: ClassVar[bool] = True  # whether it runs through a decoder
     needs_float32: ClassVar[bool] = False  # it magnifies the rounding of a network in half precision; see `precise`
     times: ClassVar[str] = "uniform"  # default time grid, a name of times.TIMES
     steps: ClassVar[int] = 50  # default number of steps
+
+    def check(self, problem: Problem, prior: Prior | None = None) -> None:
+        """Refuse what this solver cannot do, before a network runs.
+
+        Arguments:
+            problem: the problem.
+            prior: the prior; None while its weights are not loaded.
+
+        Raises:
+            TypeError: the operator or the prior lacks what the solver needs.
+            ValueError: the prior knows pictures with another number of channels, or a size does not fit.
+        """
+        name, operator = type(self).__name__, problem.operator
+        if not isinstance(operator, self.requires):
+            raise TypeError(
+                f"{name} needs a {self.requires.__name__}, and {type(operator).__name__} is not one; choose another "
+                "solver, for example dps or flowdps, which need only gradients."
+            )
+        if prior is None:
+            return
+        if prior.channels not in (None, operator.image_shape[0]):
+            raise ValueError(
+                f"The prior knows pictures with {prior.channels} channels, the operator's have "
+                f"{operator.image_shape[0]}; convert the picture, or use as_grey(prior)."
+            )
+        if prior.has_decoder and not self.latents:
+            raise TypeError(f"{name} needs a prior of pixels, and this one has a decoder; use for example tds or daps.")
 
     @abc.abstractmethod
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:

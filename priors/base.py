@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +76,27 @@ class Prior(nn.Module, abc.ABC):
                 module.enable_gradient_checkpointing()
             elif isinstance(getattr(module, "checkpoint", None), bool):
                 module.checkpoint = True
+
+    @contextmanager
+    def checkpointed(self) -> Iterator[None]:
+        """Inside, gradients recompute the activations; afterwards they are as they were."""
+        module: Any
+        before = []
+        for module in self.modules():
+            if getattr(module, "_supports_gradient_checkpointing", False):
+                before.append((module, module.is_gradient_checkpointing))
+            elif isinstance(getattr(module, "checkpoint", None), bool):
+                before.append((module, module.checkpoint))
+        self.checkpoint_gradients()
+        try:
+            yield
+        finally:
+            for module, was in before:
+                if not isinstance(getattr(module, "checkpoint", None), bool):
+                    if not was:
+                        module.disable_gradient_checkpointing()
+                else:
+                    module.checkpoint = was
 
     @property
     def placed(self) -> bool:

@@ -47,9 +47,9 @@ from invsolve.allocator import keep_memory
 from invsolve.cli.choices import check_at_least
 from invsolve.devices import find_device
 from invsolve.errors import sentence
+from invsolve.noise import GaussianNoise
 from invsolve.operators import OPERATORS
 from invsolve.priors import LatentPrior, NetworkPrior
-from invsolve.problem import GaussianNoise
 from invsolve.spec import parse_spec
 
 # Gradient steps, an optimiser, a linear solver or a chain inside a step.

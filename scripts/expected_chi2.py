@@ -31,7 +31,7 @@ from invsolve.files.atomic import append_lines, read_lines
 from invsolve.priors.identity import prior_sha256
 from invsolve.problem import simulate
 from invsolve.rng import derive_seed
-from invsolve.solve import check_capability, solve
+from invsolve.solve import solve
 
 PRIOR = "natural"
 SIGMAS = (0.0, 0.02, 0.08, 0.3)  # in [-1, 1] units; at 0 the rounding is the noise
@@ -76,7 +76,6 @@ def measure(solver: str, steps: int | None, kind: str, sigma: float, x: Tensor, 
         operator = build_operator(spec, tuple(x.shape[1:]))
         if kind_of(operator) != kind:
             raise ValueError(f"{spec} counts as {kind_of(operator)}, not as {kind}.")
-        check_capability(build_solver(solver), operator)
         noise = GaussianNoise(sigma) if sigma > 0 else NoNoise()
         y = rounded(simulate(operator, noise, x[[k % len(x)]], ImageRng([derive_seed(0, "expected chi2", k)])))
         y = y if operator.data_mask is None else y * operator.data_mask.to(y)

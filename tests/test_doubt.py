@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import warnings
 
 import numpy as np
@@ -14,9 +15,10 @@ from skimage import data
 
 import invsolve as package
 from invsolve import GaussianNoise, NoNoise, Problem, build_operator, build_solver, load_prior
-from invsolve.api import estimate_sigma
+from invsolve.defaults import estimate_sigma
 from invsolve.doubts.expected import EIGHT_BITS, TABLE, Band, chi2_of, expected_band, kind_of, misfit_ratio, rounding_of
 from invsolve.doubts.judge import DoubtWarning, doubts_of, judge
+from invsolve.files.images import to_tensor
 from invsolve.operators import OPERATORS, Compose
 from invsolve.priors.identity import prior_sha256
 from invsolve.solvers import SOLVERS
@@ -57,9 +59,9 @@ def test_the_grid_that_data_lie_on():
     rng = np.random.default_rng(0)
     for dtype, top in ((np.uint8, 255), (np.uint16, 65535)):
         values = rng.integers(0, top, (40, 50, 3)).astype(dtype)
-        y = package.images.to_tensor(values)
+        y = to_tensor(values)
         assert rounding_of(y) == pytest.approx(2 / top / math.sqrt(12))
-    deep = package.images.to_tensor(rng.integers(0, 255, (40, 50, 3)).astype(np.uint16) * 257)  # 8 bits in a deep file
+    deep = to_tensor(rng.integers(0, 255, (40, 50, 3)).astype(np.uint16) * 257)  # 8 bits in a deep file
     assert rounding_of(deep) == EIGHT_BITS
     assert rounding_of(torch.from_numpy(rng.random((1, 3, 40, 50))).float()) == 0
 
@@ -250,7 +252,7 @@ def test_a_jpeg_is_restored_by_its_own_tables_from_python(tmp_path):
     Image.fromarray(photograph(32).astype(np.uint8)).save(path, quality=20)
     options = {"prior": "gaussian", "steps": 2}
     known = package.restore(path, operator="jpeg", **options)
-    assert known.record["operator"]["tables_from"] == str(path)
+    assert known.record["operator"]["tables_from"] == "a.jpg"
     stated = package.restore(path, operator="jpeg(quality=20)", **options)
     assert torch.equal(known.samples, stated.samples)
     for y in (Image.open(path), np.asarray(Image.open(path)), known.images):
@@ -299,7 +301,8 @@ def test_a_sample_that_is_not_finite_makes_no_doubt_of_the_others():
     chi2 = torch.stack([chi2_of(problem, bad[:, k]) for k in range(2)], dim=1)
     spoilt = dataclasses.replace(good, samples=bad, chi2=chi2)
     told = [judge(r, [problem], solver, prior, None, [0.0], torch.zeros(1)) for r in (good, spoilt)]
-    assert told[1].doubts == told[0].doubts
+    texts = [[re.sub(r"0\.\d+", "#", text) for text in result.doubts[0]] for result in told]  # bands of two pictures
+    assert texts[0] == texts[1] != []
     assert "NaN" not in json.dumps(told[1].record["expected_chi2"])
     nothing = judge(
         dataclasses.replace(spoilt, samples=bad * torch.nan), [problem], solver, prior, None, [0.0], torch.zeros(1)

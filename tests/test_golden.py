@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from toys import IsotropicPrior, ReplayRng, ToyLatentPrior
 
+from invsolve.noise import NoNoise
 from invsolve.operators import build_operator
 from invsolve.priors.schedule import DiscreteVP, linear_betas
-from invsolve.problem import NoNoise, Problem
+from invsolve.problem import Problem
 from invsolve.solvers import DPS, FlowDPS, PiGDM, REDDiff
 from invsolve.solvers.flair import FLAIR, State
 from invsolve.solvers.flowchef import FlowChef

@@ -254,7 +254,7 @@ def test_a_hub_prior_restores_with_a_prompt(monkeypatch, folder):
     assert options["cache_dir"] == folder / "priors" and "transformer/*.safetensors" in options["allow_patterns"]
     assert options["ignore_patterns"] == ignored_files(find_card("sd3.5-medium"))
     record = json.loads((folder / "work" / "restored" / "photo.json").read_text())
-    assert record["settings"]["prompt"] == "a photo of a face"
+    assert record["prior"]["prompt"] == "a photo of a face"
     for word in ("--prompt 'a photo of a face'", "--negative-prompt 'a dog'", "--guidance 3.0", "--memory balanced"):
         assert word in record["command"]
     assert record["stats"]["network"] == 16  # two steps in four windows, two rows each
@@ -336,7 +336,7 @@ def restored_with(monkeypatch, folder, *words):
         "--steps", "1", "--device", "cpu",
     )  # fmt: skip
     records = [json.loads(path.read_text()) for path in (folder / "work" / "restored").glob("*.json")]
-    return run, {record["input"]["name"]: record["settings"]["prompt"] for record in records}
+    return run, {record["input"]["name"]: record["prior"].get("prompt") for record in records}
 
 
 def test_prompts_from_a_file(monkeypatch, folder):

@@ -142,6 +142,7 @@ def test_what_was_just_written_counts_as_unchanged(suffix, depth, alpha, exif, x
     assert has_changed(path)
 
 
+@pytest.mark.skipif(shutil.which("exiftool") is None, reason="needs exiftool")
 def test_letters_and_thumbnails_as_exiftool_writes_them(tmp_path: Path) -> None:
     path = tmp_path / "in.jpg"
     Image.new("RGB", (9, 7)).save(path)

@@ -540,7 +540,7 @@ def test_fit_and_restore(tmp_path, monkeypatch):
     record = json.loads((tmp_path / "out" / "small.json").read_text())
     absolute = ["--solver", f"mmdflow(folder='{tmp_path / 'flow'}')"]
     assert "skipped" in command(*restore, *absolute, "-o", "out").output
-    assert record["settings"]["solver"] == "mmdflow(folder='flow')"
+    assert record["solver"]["folder"] == "flow"
     other = command(*restore[:-1], "0.2", *solver, "-o", "other")
     assert other.exit_code == 2
     assert "was fitted for downsample(factor=2)" in other.stderr

@@ -163,7 +163,7 @@ def test_the_dtype_is_part_of_what_is_done(monkeypatch, tmp_path):
         monkeypatch.setenv("INVSOLVE_DTYPE", default)
         result = CliRunner().invoke(app, [*words, *more])
         assert result.exit_code == 0, result.output
-        return result.stdout.split()[0], json.loads(Path("restored/a.json").read_text())["settings"]["dtype"]
+        return result.stdout.split()[0], json.loads(Path("restored/a.json").read_text())["dtype"]
 
     assert run("bfloat16") == ("restored", "bfloat16")
     assert run("bfloat16") == run("float32", "--dtype", "bfloat16") == ("skipped", "bfloat16")

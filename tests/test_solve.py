@@ -8,7 +8,7 @@ from skimage.metrics import structural_similarity
 
 import invsolve
 from invsolve import GaussianNoise, ImageRng, NoNoise, PoissonNoise, Problem, Result, Status, build_operator, simulate
-from invsolve.api import estimate_sigma
+from invsolve.defaults import estimate_sigma
 from invsolve.linalg import cg, grad
 from invsolve.metrics import coverage, psnr, ssim
 from invsolve.rng import derive_seed, image_seeds

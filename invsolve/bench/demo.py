@@ -10,15 +10,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..api import default_solver, restore
+from ..api import restore
+from ..defaults import default_solver
 from ..doubts.judge import DoubtWarning
 from ..files.atomic import atomic_folder
 from ..files.encode import check_folder_name, save_png, spread_picture
 from ..files.provenance import figure_metadata, provenance
 from ..metrics import psnr, ssim
+from ..noise import GaussianNoise, NoNoise
 from ..operators import OPERATORS, build_operator
 from ..priors import Prior, load_prior
-from ..problem import GaussianNoise, NoNoise, simulate
+from ..problem import simulate
 from ..result import Result, Status, json_number
 from ..rng import ImageRng
 from ..solve import Observer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -11,13 +11,12 @@ import torch
 from ..devices import parse_dtype
 from ..files.holes import load_mask
 from ..files.inputs import Source
+from ..noise import NOISES, GaussianNoise, Noise
 from ..operators import OPERATORS, Inpaint, Operator, Shape, build_operator
 from ..priors import Mode, Prior, Prompts, default_dtype, load_prior
-from ..problem import GaussianNoise, Noise, NoNoise, PoissonNoise
 from ..spec import parse_sigma, parse_spec, split_spec
 
 __all__ = [
-    "NOISES",
     "PriorOptions",
     "check_at_least",
     "choose_dtype",
@@ -31,8 +30,6 @@ __all__ = [
     "parse_noise",
     "public_fields",
 ]
-
-NOISES: dict[str, Callable[..., Noise]] = {"gaussian": GaussianNoise, "poisson": PoissonNoise, "none": NoNoise}
 
 
 def check_at_least(least: int, **counts: int | None) -> None:
@@ -178,7 +175,9 @@ def operator_for(name: str, fields: dict[str, Any], image_shape: Shape, max_pixe
                 f"The mask {fields['mask']} is {holes.shape[1]} x {holes.shape[0]} pixels and the picture "
                 f"{image_shape[2]} x {image_shape[1]}; they must be of one size, so scale the mask."
             )
-        return Inpaint(image_shape, observed=~holes)
+        operator = Inpaint(image_shape, observed=~holes)
+        operator.spec = {"name": name, **fields}
+        return operator
     return build_operator(name, image_shape, **fields)
 
 

@@ -21,8 +21,9 @@ from ..files.images import Picture, at_bit_depth, load_image
 from ..files.inputs import MEASUREMENT, Source, check_writable, expand_inputs, plan_outputs
 from ..files.provenance import is_edited, provenance, provenance_of
 from ..files.record import check_targets, typed_name, write_outputs
+from ..noise import GaussianNoise, Noise, NoNoise
 from ..operators import Inpaint, Operator
-from ..problem import GaussianNoise, Noise, NoNoise, simulate
+from ..problem import simulate
 from ..rng import ImageRng, derive_seed
 from ..spec import format_spec
 from .choices import choose_operator, fields_for, files_of, operator_for, parse_noise, public_fields

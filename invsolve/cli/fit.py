@@ -22,11 +22,11 @@ from ..files.inputs import Source, check_writable, expand_inputs
 from ..flows.fit import StageReport, fit, new_card
 from ..flows.fitted import Card, does_the_same, load_fitted
 from ..flows.training import FitSettings
+from ..noise import GaussianNoise, NoNoise
 from ..operators import Operator, Shape
 from ..operators.sizes import bordered_shape
 from ..priors import as_grey, load_prior
 from ..priors.identity import prior_sha256
-from ..problem import GaussianNoise, NoNoise
 from ..rng import ImageRng, derive_seed
 from ..sample import measure, sample_pictures
 from ..spec import format_spec

@@ -8,8 +8,8 @@ from typing import Annotated, get_args
 import typer
 
 from ..devices import DTYPES
+from ..noise import NOISES
 from ..priors import Mode
-from .choices import NOISES
 
 __all__ = [
     "CacheOption",

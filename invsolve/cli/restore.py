@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,31 +14,25 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from .. import __version__
-from ..api import default_solver, default_steps, make_noises, restore, sigma_of, with_file_tables
+from ..defaults import with_file_tables
 from ..devices import find_device
-from ..doubts.judge import DoubtWarning
+from ..doubts import DoubtWarning
 from ..errors import is_expected, one_line, sentence_about
-from ..files.atomic import sha256_of
 from ..files.holes import hidden_share
 from ..files.images import Picture, load_image
 from ..files.inputs import Source, check_writable, expand_inputs, plan_outputs
 from ..files.outputs import encode_result, further_pictures, record_of, stale_pictures
 from ..files.provenance import provenance
-from ..files.record import (
-    Settings,
-    check_targets,
-    is_done,
-    run_key,
-    write_outputs,
-)
+from ..files.record import Settings, check_targets, is_done, write_outputs
+from ..noise import Noise
 from ..operators import Operator
 from ..operators.sizes import image_shape_of
 from ..priors import Prior, load_cards
 from ..priors.identity import prior_sha256
-from ..problem import Noise
 from ..result import Result, Status, json_number
-from ..solve import batch_rows, check_capability
+from ..run import Run, plan
+from ..solve import batch_rows
+from ..solver import Solver
 from ..solvers import SOLVERS, build_solver
 from ..spec import format_spec, parse_spec
 from ..times import check_grid
@@ -47,7 +43,6 @@ from .choices import (
     choose_prompts,
     fields_for,
     files_of,
-    is_file,
     open_prior,
     operator_for,
     parse_noise,
@@ -92,57 +87,85 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Options that have been checked: all that is the same for every picture of a run."""
+class Job:
+    """Options that have been checked: all that is the same for every picture of a command."""
 
     options: Options
     sources: Sequence[Source]
     notes: Sequence[str]
-    settings: Settings
+    typed: Settings
     operator: str
     fields: dict[str, Any]
     noise: Noise | float | Literal["auto"]
+    solver: Solver[Any] | None  # None where the operator decides
     prior: Prior | None  # None in a dry run with a hub prior
-    prior_sha256: str | None
+    weights: str | None
     texts: Mapping[Source, str] | None
     device: torch.device
+
+    def run(self, picture: Picture, operator: Operator, source: Source) -> Run:
+        """The restoration of one picture."""
+        options, prior = self.options, self.prior
+        asked = {"prompt": None if self.texts is None else self.texts[source]}
+        asked |= {key: getattr(self.typed, key) for key in ("negative_prompt", "guidance", "memory")}
+        if prior is not None and self.texts is not None:
+            prior = prior.prompted(self.texts[source])
+        return plan(
+            picture.tensor[None],
+            operator=operator,
+            prior=options.prior if prior is None else prior,
+            load=prior is not None,
+            solver=self.solver,
+            sigma=self.noise,
+            samples=options.samples,
+            steps=options.steps,
+            times=options.times,
+            seed=options.seed,
+            device=self.device,
+            dtype=self.typed.dtype,
+            batch_size=options.batch_size,
+            checkpointing=options.checkpointing,
+            asked={"name": self.typed.prior} | {key: value for key, value in asked.items() if value is not None},
+            weights=lambda: self.weights,
+        )
 
 
 def restore_files(inputs: Sequence[str], out: Path, options: Options, console: Console, errors: Console) -> int:
     """Restore every input; returns how many failed, each with its sentence on `errors`.
 
     Raises:
-        ValueError, TypeError, OSError: an option or a path that makes the whole run impossible; nothing was written.
+        ValueError, TypeError, OSError: an option or a path that makes the whole command impossible; nothing was
+            written.
     """
-    plan = make_plan(options, inputs, out)
-    sources = plan.sources
+    job = make_job(options, inputs, out)
+    sources = job.sources
     outputs = plan_outputs(sources, out, lambda path: [record_of(path), *further_pictures(path, options.samples)])
     check_writable(outputs[0].parent)
-    solver = build_solver(options.solver or "ddrm")  # those that are chosen without a name do not interact either
+    solver = job.solver or build_solver("ddrm")  # those that are chosen without a name do not interact either
     batches = math.ceil(options.samples / batch_rows(solver, options.samples, options.batch_size))
-    for note in plan.notes:
+    for note in job.notes:
         console.print(one_line(note))
     bar = StepBar([batches] * len(sources), console, errors)
     counts = {"restored": 0, "skipped": 0, "failed": 0}
     with bar:
         for source, output in zip(sources, outputs, strict=True):
             try:
-                outcome, text = _restore_one(plan, source, output, bar)
+                outcome, lines = _restore_one(job, source, output, bar)
             except Exception as error:
                 if not is_expected(error):
                     raise
-                outcome, text = "failed", ""
+                outcome, lines = "failed", []
                 errors.print(f"Error: {sentence_about(source.path, error)}")
             counts[outcome] += 1
             bar.done(ran=outcome == "restored")
-            if text:
-                console.print(one_line(text))
+            for line in lines:
+                console.print(one_line(line))
     if len(sources) > 1 and not options.dry_run:
         console.print(", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
     return counts["failed"]
 
 
-def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
+def make_job(options: Options, inputs: Sequence[str], out: Path) -> Job:
     """Check the options, find the pictures and load the prior.
 
     Raises:
@@ -157,10 +180,9 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
         check_grid(options.times)
     device = find_device(options.device)
     dtype = choose_dtype(options, device)
-    if options.solver is not None:
-        build_solver(options.solver)
+    solver = None if options.solver is None else build_solver(options.solver)
     noise = parse_noise(options.sigma, options.noise)
-    settings = Settings(
+    typed = Settings(
         operator=format_spec(operator, public_fields(fields)),
         sigma="0" if options.sigma is None else options.sigma,
         noise=options.noise,
@@ -179,123 +201,74 @@ def make_plan(options: Options, inputs: Sequence[str], out: Path) -> Plan:
     sources, notes = expand_inputs(inputs, [out, *files_of(fields)], measurements=True)
     texts = read_prompts(sources, options.prompt, options.prompts)
     prompts = choose_prompts(options, None if texts is None else texts.values(), device)
+    job = Job(options, sources, notes, typed, operator, fields, noise, solver, None, None, texts, device)
     if options.dry_run and options.prior in load_cards():  # gigabytes, for which a dry run is no reason to load them
-        return Plan(options, sources, notes, settings, operator, fields, noise, None, None, texts, device)
+        return job
     prior = open_prior(options, dtype, prompts, device)
-    settings = replace(settings, memory=None if prior.memory_mode == "fast" else prior.memory_mode)
-    identity = prior_sha256(options.prior, options.cache_dir)
-    return Plan(options, sources, notes, settings, operator, fields, noise, prior, identity, texts, device)
+    typed = replace(typed, memory=None if prior.memory_mode == "fast" else prior.memory_mode)
+    return replace(job, typed=typed, prior=prior, weights=prior_sha256(options.prior, options.cache_dir))
 
 
 # --- one picture ------------------------------------------------------------------------------------------------------
 
 
-def _restore_one(plan: Plan, source: Source, output: Path, bar: StepBar) -> tuple[str, str]:
+def _restore_one(job: Job, source: Source, output: Path, bar: StepBar) -> tuple[str, list[str]]:
     """Restore one picture, unless its record says that it is done: ("restored" or "skipped", what to tell)."""
-    options = plan.options
+    options = job.options
     picture = load_image(source.path, options.max_pixels, keep_metadata=options.keep_metadata)
-    fields = fields_for(plan.operator, plan.fields, source)
-    fields = with_file_tables(plan.operator, fields, source.path, picture.format)
-    operator = _build_operator(plan, source, picture, fields)
-    solver = options.solver or default_solver(operator)
-    settings, files = _identify(plan, source, picture, fields, operator, solver)
-    key = run_key(settings, files, __version__)
+    fields = fields_for(job.operator, job.fields, source)
+    fields = with_file_tables(job.operator, fields, source.path, picture.format)
+    run = job.run(picture, _build_operator(job, source, picture, fields), source)
+    key = hashlib.sha256(json.dumps([run.key, picture.sha256, options.keep_metadata]).encode()).hexdigest()
     record, outputs = record_of(output), [output, *further_pictures(output, options.samples)]
     if not options.overwrite and is_done(record, key, outputs):
         done = "would skip" if options.dry_run else "skipped"
-        return "skipped", f"{done} {source.name}: done already"
-    check_targets(
-        [*outputs, record],
-        "restore",
-        options.overwrite,
-        "choose another folder with -o, or --overwrite it",
-    )
-    check_capability(build_solver(solver), operator)
-
-    y = picture.tensor[None]
-    (noise,) = make_noises(plan.noise, operator, y)
-    if options.dry_run or plan.prior is None:
-        return "restored", _describe(source, picture, operator, noise, output)
+        return "skipped", [f"{done} {source.name}: done already"]
+    hint = "choose another folder with -o, or --overwrite it"
+    check_targets([*outputs, record], "restore", options.overwrite, hint)
+    if options.dry_run:
+        return "restored", [_describe(source, picture, run, output), json.dumps(run.record())]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DoubtWarning)  # it is told below, and recorded
-        result = restore(
-            y,
-            operator=operator,
-            prior=plan.prior if plan.texts is None else plan.prior.prompted(plan.texts[source]),
-            solver=solver,
-            sigma=noise,
-            samples=options.samples,
-            steps=settings.steps,
-            times=settings.times,
-            seed=options.seed,
-            device=plan.device,
-            dtype=plan.settings.dtype,
-            batch_size=options.batch_size,
-            checkpointing=options.checkpointing,
-            observers=[bar],
-        )
+        result = run([bar])
     if not result.ok:
         raise ValueError(f"{source.path}: {Status.nonfinite.value}")
-    about = {
-        "key": key,
-        "tool": "restore",
-        "command": settings.command(source.name.name, options.batch_size, options.max_pixels),
-        "software": {"invsolve": __version__, "torch": torch.__version__},
-        "input": {"name": source.name.as_posix(), "format": picture.format, "bit_depth": picture.bit_depth},
-        "sha256": files,
-        "settings": vars(settings),
-        "sigma": sigma_of(noise),
-        "times": result.record["times"],
-        "hidden": result.record.get("hidden"),
-    }
-    notes = [*operator.notes, *_save(result, output, picture, about)]
-    if about["hidden"] is not None:
+    typed = _typed(job, source, fields, run)
+    command = typed.command(source.name.name, options.batch_size, options.max_pixels)
+    about = {"key": key, "tool": "restore", "command": command, **result.record}
+    about["input"] = {"name": source.name.as_posix(), "format": picture.format, "bit_depth": picture.bit_depth}
+    about["sha256"] = {**about["sha256"], "input": picture.sha256}
+    notes = [*run.operator.notes, *_save(result, output, picture, about)]
+    if "hidden" in about:
         notes.insert(0, f"{100 * about['hidden']:.3g} % hidden")
-    return "restored", f"restored {source.name} -> {output}" + "".join(f" ({note})" for note in notes)
+    return "restored", [f"restored {source.name} -> {output}" + "".join(f" ({note})" for note in notes)]
 
 
-def _build_operator(plan: Plan, source: Source, picture: Picture, fields: dict[str, Any]) -> Operator:
+def _build_operator(job: Job, source: Source, picture: Picture, fields: dict[str, Any]) -> Operator:
     """The operator whose measurement the picture is, unless its result would be larger than the guard allows."""
-    most = plan.options.max_pixels
-    shape = image_shape_of(plan.operator, picture.shape, **fields)
+    most = job.options.max_pixels
+    shape = image_shape_of(job.operator, picture.shape, **fields)
     if shape[1] * shape[2] > most:
         raise ValueError(
             f"{source.path} would become {shape[2]} x {shape[1]} pixels, more than the guard of {most}; raise it with "
             "--max-pixels."
         )
-    return operator_for(plan.operator, fields, shape, most)
+    return operator_for(job.operator, fields, shape, most)
 
 
-def _identify(
-    plan: Plan, source: Source, picture: Picture, fields: dict[str, Any], operator: Operator, solver: str
-) -> tuple[Settings, dict[str, str]]:
-    """What this picture is restored with: the settings without paths, and the SHA-256 of every file that takes part."""
-    options = plan.options
-    files = {key: sha256_of(Path(value)) for key, value in fields.items() if is_file(value)}
-    files["input"] = picture.sha256
-    if plan.prior_sha256 is not None:
-        files["prior"] = plan.prior_sha256
-    public, fitted = _public_solver(solver)
-    if fitted is not None:
-        files["fitted flow"] = prior_sha256(fitted) or ""
-    defaults = options.solver is None and options.steps is None
-    settings = replace(
-        plan.settings,
-        operator=format_spec(plan.operator, public_fields(fields)),
-        solver=public,
-        steps=default_steps(operator, options.samples, options.times) if defaults else options.steps,
-        prompt=None if plan.texts is None else plan.texts[source],
+def _typed(job: Job, source: Source, fields: dict[str, Any], run: Run) -> Settings:
+    """The options that repeat the run of one picture, typed beside its files."""
+    solver = job.options.solver or run.record()["solver"]["name"]
+    name, given = parse_spec(solver, SOLVERS, "solver")
+    if given.get("folder") is not None:
+        solver = format_spec(name, given | {"folder": Path(given["folder"]).name})
+    return replace(
+        job.typed,
+        operator=format_spec(job.operator, public_fields(fields)),
+        solver=solver,
+        steps=run.steps,
+        prompt=None if job.texts is None else job.texts[source],
     )
-    return settings, files
-
-
-def _public_solver(solver: str) -> tuple[str, str | None]:
-    """The solver as a record spells it, with a name instead of a path, and the folder that was fitted for it."""
-    name, fields = parse_spec(solver, SOLVERS, "solver")
-    folder = fields.get("folder")
-    if folder is None:
-        return solver, None
-    return format_spec(name, fields | {"folder": Path(folder).name}), folder
 
 
 def _save(result: Result, output: Path, picture: Picture, about: dict[str, Any]) -> list[str]:
@@ -324,10 +297,12 @@ def _save(result: Result, output: Path, picture: Picture, about: dict[str, Any])
     return doubts
 
 
-def _describe(source: Source, picture: Picture, operator: Operator, noise: Noise, output: Path) -> str:
+def _describe(source: Source, picture: Picture, run: Run, output: Path) -> str:
     channels, height, width = picture.shape
     kind = f"{width} x {height}, {'grey' if channels == 1 else 'RGB'}, {picture.bit_depth} bit"
-    if (hidden := hidden_share(operator.data_mask)) is not None:
+    if (hidden := hidden_share(run.operator.data_mask)) is not None:
         kind += f", {100 * hidden:.3g} % hidden"
-    shape = operator.shown_shape
-    return f"would restore {source.name} ({kind}) to {shape[2]} x {shape[1]}, noise {sigma_of(noise)} -> {output}"
+    _, rows, columns = run.operator.shown_shape
+    calls = f"{run.network_calls * run.samples} network calls"
+    noise = f"noise {run.record()['sigma']}"
+    return f"would restore {source.name} ({kind}) to {columns} x {rows}, {noise}, {calls} -> {output}"

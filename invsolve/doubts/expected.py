@@ -26,11 +26,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..noise import GaussianNoise
 from ..operators.base import LinearOperator, Operator
 from ..operators.identity import Identity
 from ..operators.jpeg import JPEG
 from ..priors import Prior
-from ..problem import GaussianNoise, Problem
+from ..problem import Problem
 from ..solver import Solver
 from ..solvers import SOLVERS
 

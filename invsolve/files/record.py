@@ -20,7 +20,6 @@ __all__ = [
     "check_targets",
     "is_done",
     "read_record",
-    "run_key",
     "typed_name",
     "write_outputs",
 ]
@@ -103,12 +102,6 @@ def check_targets(paths: Sequence[Path], tool: str, overwrite: bool, hint: str) 
             raise FileExistsError(
                 f"{path} exists and was not written by invsolve {tool}, or was changed since; {hint}."
             )
-
-
-def run_key(settings: Settings, files: Mapping[str, str], version: str) -> str:
-    """A hash of all that decides the pictures: settings, version, and what input, mask, kernel and prior hold."""
-    text = json.dumps({"settings": asdict(settings), "files": dict(files), "version": version}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_done(record: Path, key: str, outputs: Sequence[Path]) -> bool:

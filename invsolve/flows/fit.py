@@ -52,9 +52,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..files.atomic import atomic_write, check_replaceable, is_unfinished
+from ..noise import Noise
 from ..operators import Operator, Shape
 from ..priors.base import Prior
-from ..problem import Noise, Problem
+from ..problem import Problem
 from ..rng import ImageRng, derive_seed
 from .fitted import Card, FittedFlow, condition, does_the_same, new_flow, operator_text
 from .networks import NetworkKind

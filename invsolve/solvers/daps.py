@@ -98,12 +98,15 @@ class DAPS(Solver[State]):
     def network_calls(self, steps: int) -> int:
         return steps * self.ode_steps
 
-    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
+    def check(self, problem: Problem, prior: Prior | None = None) -> None:
+        super().check(problem, prior)
         if self.inner == "exact" and not isinstance(problem.operator, LinearOperator):
             raise TypeError(
                 f"DAPS: inner='exact' needs a linear operator, and {type(problem.operator).__name__} is not one; use "
                 "inner='langevin'."
             )
+
+    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         z = noisy_first_guess(t, problem, prior, rng)
         return State(z, rng.randn_like(z))
 

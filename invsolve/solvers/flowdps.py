@@ -81,8 +81,11 @@ class FlowDPS(Solver[Tensor]):
         check_range(self, 0, 1, "carry")
         check_step(self, self.step_size, self.data_term)
 
-    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
+    def check(self, problem: Problem, prior: Prior | None = None) -> None:
+        super().check(problem, prior)
         check_data_term(self.data_term, problem.operator)
+
+    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)
 
     def step(self, state: Tensor, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:

@@ -104,8 +104,6 @@ class MCGDiff(Solver[State]):
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         operator, (alpha, sigma) = _spectral(problem), prior.schedule(t)
-        if prior.has_decoder:
-            raise TypeError("MCGDiff needs a prior of pixels, and this one has a decoder; use for example tds or daps.")
         back = operator.adjoint(problem.y)  # V diag(v^2) b
         rho, p = _noise_ratio(problem), torch.hypot(alpha, sigma)
 

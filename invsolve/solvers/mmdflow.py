@@ -119,11 +119,24 @@ class MMDFlow(Solver[Chain | Particles]):
         """None, but for priors without a sampler of their own: drawing the pairs asks them, once for a batch."""
         return 0
 
+    def check(self, problem: Problem, prior: Prior | None = None) -> None:
+        super().check(problem, prior)
+        if prior is None:
+            return
+        if self.folder is not None:
+            load_fitted(self.folder).to(problem.y.device).check(problem, prior.sized(problem.operator.image_shape))
+            return
+        size = math.prod(prior.latent_shape(problem.operator.image_shape))
+        if size > MOST:
+            raise ValueError(
+                f"mmdflow without folder= moves particles in up to {MOST} dimensions, and this picture has {size}; fit "
+                "a flow with `invsolve fit` and name its folder, or choose another solver."
+            )
+
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Chain | Particles:
         if self.folder is None:
             return self._release(problem, prior, rng)
         flow = load_fitted(self.folder).to(problem.y.device)
-        flow.check(problem, prior)
         c = condition(problem)
         return Chain(flow.begin(lambda shape: _normal(shape, c, rng)).to(problem.y), 0, flow, c)
 
@@ -160,11 +173,6 @@ class MMDFlow(Solver[Chain | Particles]):
     def _release(self, problem: Problem, prior: Prior, rng: ImageRng) -> Particles:
         """The cloud at its start, with the samples as tracers."""
         shape = prior.latent_shape(problem.operator.image_shape)
-        if math.prod(shape) > MOST:
-            raise ValueError(
-                f"mmdflow without folder= moves particles in up to {MOST} dimensions, and this picture has "
-                f"{math.prod(shape)}; fit a flow with `invsolve fit` and name its folder, or choose another solver."
-            )
         one_each = ImageRng(derive_seed(self.cloud_seed, "pair", j) for j in range(self.pairs))
         y = problem.y
         z = sample_prior(prior, problem.operator.image_shape, one_each, dtype=y.dtype, device=y.device)

@@ -94,13 +94,16 @@ class TDS(Solver[State]):
         check_range(self, 0, 1, "resample_below")
         check_choice(self, "resampling", Resampling)
 
-    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
-        y = problem.y
+    def check(self, problem: Problem, prior: Prior | None = None) -> None:
+        super().check(problem, prior)
         if self.krylov_steps and not isinstance(problem.operator, LinearOperator):
             raise TypeError(
                 f"TDS: krylov_steps={self.krylov_steps} needs a linear operator, and {type(problem.operator).__name__} "
                 "is none; leave krylov_steps at 0."
             )
+
+    def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
+        y = problem.y
         n = rng.randn(prior.latent_shape(problem.operator.image_shape), dtype=y.dtype, device=y.device)
         ess = y.new_zeros(len(y) // problem.particles, 0)
         return State(torch.hypot(*prior.schedule(t)) * n, y.new_zeros(len(y)), ess)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..counts import is_whole
+from ..noise import GaussianNoise
 from ..operators import Matrix, Shape
 from ..priors import GaussianMixture, LinearDecoder, LinearFlow, Prior
-from ..problem import GaussianNoise, Problem
+from ..problem import Problem
 from ..rng import derive_seed
 from ..times import TIMES, karras
 

@@ -16,9 +16,10 @@ import itertools
 import torch
 from torch import Tensor
 
+from ..noise import GaussianNoise
 from ..operators import Inpaint, Matrix
 from ..priors import DiscreteVP, GaussianMixture, LinearDecoder
-from ..problem import GaussianNoise, Problem, simulate
+from ..problem import Problem, simulate
 from ..rng import ImageRng, derive_seed
 from .problems import Case, Row, Suite, case_of, random_operator, wide_grid
 
