@@ -325,7 +325,9 @@ def test_unreadable_files(tmp_path: Path, kind: str, words: str) -> None:
     assert str(error.value).startswith(str(path))
 
 
-@pytest.mark.parametrize(("side", "words"), [(9_000, "guard of 64000000"), (60_000, "more pixels than can be|guard of 64000000")])
+@pytest.mark.parametrize(
+    ("side", "words"), [(9_000, "guard of 64000000"), (60_000, "more pixels than can be|guard of 64000000")]
+)
 @pytest.mark.parametrize("depth", [8, 16])
 def test_a_header_that_promises_too_many_pixels_is_not_believed(
     tmp_path: Path, side: int, words: str, depth: int

@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
@@ -17,10 +19,24 @@ from .. import __version__
 from ..calibrate import CALIBRATION_SUFFIXES, calibrate, save_calibration
 from ..devices import find_device
 from ..errors import one_line
-from ..files.images import load_image
+from ..files.images import MAX_PIXELS, load_image
 from ..files.inputs import Source, check_writable, expand_inputs
 from ..priors import BUNDLED, PRIORS, Prior, load_cards, pull
 from .choices import check_at_least, choose_dtype, choose_prompts, open_prior
+from .options import (
+    CacheOption,
+    DeviceOption,
+    DtypeOption,
+    GuidanceOption,
+    Inputs,
+    MemoryOption,
+    NegativeOption,
+    OfflineOption,
+    PixelsOption,
+    PriorOption,
+    PromptOption,
+    path_of,
+)
 from .prompts import read_prompts
 
 __all__ = ["CalibrateOptions", "calibrate_prior"]
@@ -31,30 +47,46 @@ FILE = "calibration.safetensors"  # in the folder of a prior, where it is looked
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
-    """The command line of `calibrate` as it was typed."""
+    """The options of `calibrate`."""
 
-    prior: str
-    prompt: str | None
-    negative_prompt: str | None
-    guidance: float | None
-    memory: str
-    offline: bool
-    cache_dir: Path | None
-    size: int | None
-    seed: int
-    device: str
-    dtype: str
-    batch_size: int
-    max_pixels: int
+    inputs: Inputs
+    prior: PriorOption = "natural"
+    prompt: PromptOption = None
+    negative_prompt: NegativeOption = None
+    guidance: GuidanceOption = None
+    memory: MemoryOption = "auto"
+    offline: OfflineOption = False
+    cache_dir: CacheOption = None
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            parser=path_of,
+            metavar="PATH",
+            help="A file ending in .safetensors or .json.  Default: calibration.safetensors in the prior's folder, "
+            "where the prior finds it.",
+        ),
+    ] = None
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the middle of each picture that is taken.  Default: that of a hub prior's training pictures, "
+            "else 256."
+        ),
+    ] = None
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "auto"
+    batch_size: Annotated[int, typer.Option(help="Most times that go through the network at once.")] = 8
+    max_pixels: PixelsOption = MAX_PIXELS
 
 
-def calibrate_prior(
-    inputs: Sequence[str], out: Path | None, options: CalibrateOptions, console: Console, errors: Console
-) -> None:
-    """Measure a prior on the middles of pictures and write what was found.
+def calibrate_prior(options: CalibrateOptions, console: Console, errors: Console) -> None:
+    """Measure how well a prior knows the flow at each time: what the solver flair weighs it with.
 
-    Raises:
-        ValueError, TypeError, OSError: an option, a path or a picture that cannot be used; nothing was written.
+    Takes 100 network calls for every picture, twice as many with guidance.  The pictures should be clean, and not those
+    the prior was trained on; prompt, guidance and size those of the restorations to come.
     """
     check_at_least(1, size=options.size, batch_size=options.batch_size)
     cards = load_cards()
@@ -62,12 +94,12 @@ def calibrate_prior(
     size = trained if options.size is None else options.size
     device = find_device(options.device)
     dtype = choose_dtype(options, device)
-    sources, notes = expand_inputs(inputs, [])
+    sources, notes = expand_inputs(options.inputs, [])
     for note in notes:
         console.print(one_line(note))
     texts = read_prompts(sources, options.prompt, None)
     prompts = choose_prompts(options, None if texts is None else texts.values(), device)
-    path = _default_path(options) if out is None else out
+    path = _default_path(options) if options.out is None else options.out
     if path.suffix not in CALIBRATION_SUFFIXES:
         raise ValueError(
             f"-o {path} is not a calibration file; name one ending in {' or '.join(CALIBRATION_SUFFIXES)}."

@@ -7,9 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from rich.console import Console
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from ..devices import find_device
 from ..errors import one_line
 from ..files.atomic import changed_files, check_replaceable
 from ..files.encode import check_folder_name
-from ..files.images import load_image
+from ..files.images import MAX_PIXELS, load_image
 from ..files.inputs import Source, check_writable, expand_inputs
 from ..flows.fit import StageReport, fit, new_card
 from ..flows.fitted import Card, does_the_same, load_fitted
@@ -28,41 +29,53 @@ from ..operators.sizes import bordered_shape
 from ..priors import as_grey, load_prior
 from ..priors.identity import prior_sha256
 from ..rng import ImageRng, derive_seed
+from ..sample import STEPS as PRIOR_STEPS
 from ..sample import measure, sample_pictures
 from ..spec import format_spec
 from ..times import make_times
 from .choices import check_at_least, choose_operator, files_of, operator_for, parse_noise, public_fields
+from .options import DeviceOption, KernelOption, MaskOption, NoiseOption, OperatorOption, PixelsOption, path_of
 
 __all__ = ["FitOptions", "fit_flow"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """The command line of `fit` as it was typed, but for the settings of the fit itself."""
+    """The options of `fit`."""
 
-    operator: str | None
-    mask: Path | None
-    kernel: Path | None
-    sigma: str | None
-    noise: str | None
-    prior: str | None
-    size: int
-    canvas: int | None
-    prior_steps: int
-    grey: bool
-    pairs: int
-    device: str
-    overwrite: bool
-    max_pixels: int
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=path_of, metavar="PATH", help="Folder for the fitted flow.")
+    ]
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Pictures, folders of pictures, or globs; or give --prior.")
+    ] = None
+    operator: OperatorOption = None
+    mask: MaskOption = None
+    kernel: KernelOption = None
+    sigma: Annotated[
+        str | None, typer.Option(help="Noise level: 0.1 in [-1, 1] units, or 25/255 for 25 grey levels; default 0.")
+    ] = None
+    noise: NoiseOption = None
+    prior: Annotated[str | None, typer.Option(help="A name or a folder: learn from samples of a prior.")] = None
+    size: Annotated[int, typer.Option(help="Side of the square pictures the flow makes.")] = 16
+    canvas: Annotated[int | None, typer.Option(help="Draw the prior at this size and cut the pictures out.")] = None
+    prior_steps: Annotated[
+        int, typer.Option(help="Network calls per draw of a prior that has no sampler of its own.")
+    ] = PRIOR_STEPS
+    grey: Annotated[bool, typer.Option("--grey", help="One channel instead of three.")] = False
+    pairs: Annotated[int, typer.Option(help="Pictures with simulated measurements to learn from.")] = 20000
+    device: DeviceOption = "auto"
+    max_pixels: PixelsOption = MAX_PIXELS
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a flow that is there already.")] = False
+    settings: FitSettings
 
 
-def fit_flow(inputs: Sequence[str], out: Path, options: FitOptions, settings: FitSettings, console: Console) -> None:
-    """Fit a flow and write it to the folder `out`, unless it is there already.
+def fit_flow(options: FitOptions, console: Console, errors: Console) -> None:  # noqa: ARG001
+    """Fit a conditional MMD flow, the solver mmdflow, for one operator and one noise level.
 
-    Raises:
-        ValueError, TypeError, OSError: an option, a path or a picture that cannot be used, or a fit that diverged; the
-            folder was not made, and what was finished of the fit is beside it.
+    A fit that was stopped goes on where it was when the command is repeated.
     """
+    inputs, out, settings = options.inputs or [], options.out, options.settings
     name, fields = choose_operator(options.operator, options.mask, options.kernel)
     noise = parse_noise(options.sigma, options.noise)
     if noise == "auto":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
+import typer
 from rich.console import Console
 
 from ..operators import OPERATORS, Operator
@@ -24,8 +26,23 @@ TABLES: dict[str, dict[str, Callable[..., Any]]] = {
 }
 
 
-def list_entries(what: str | None, console: Console) -> None:
-    """Name the operators, priors or solvers, or all of them, with a line about each."""
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """The options of `list`."""
+
+    what: Annotated[Literal["operators", "priors", "solvers"] | None, typer.Argument(help="By default all.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    """The options of `info`."""
+
+    name: Annotated[str, typer.Argument(help="Of an operator, prior or solver.")]
+
+
+def list_entries(options: ListOptions, console: Console, errors: Console) -> None:  # noqa: ARG001
+    """Name the operators, priors and solvers."""
+    what = options.what
     for kind in TABLES if what is None else [what]:
         if what is None:
             console.print(f"{kind}:")
@@ -37,12 +54,9 @@ def list_entries(what: str | None, console: Console) -> None:
             console.print(f"  {name:{width}}  {line}")
 
 
-def describe_entry(name: str, console: Console) -> None:
-    """Docstring, fields and claims of an operator, prior or solver.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+def describe_entry(options: InfoOptions, console: Console, errors: Console) -> None:  # noqa: ARG001
+    """Describe an operator, prior or solver and its fields."""
+    name = options.name
     found = [(kind, table[name]) for kind, table in TABLES.items() if name in table]
     if name in load_cards():
         console.print(f"{name} (prior of the model hub)\n\n{describe_card(find_card(name))}")

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
 from ..priors import PRIORS, Card, find_card, pull
 from ..priors.adm import ADM_MODELS, convert_adm
 from ..priors.convert import convert_folder
 from ..priors.dit import DIT_MODELS, convert_dit
+from .options import CacheOption, path_of
 
 __all__ = ["about_card", "convert_prior", "describe_card", "pull_prior"]
 
 KIND = {"velocity": "flow matching", "epsilon": "diffusion", "v_prediction": "diffusion, v-prediction"}
 
 
-def pull_prior(name: str, cache_dir: Path | None, tiny: bool, console: Console) -> None:
-    """Download a prior of the hub, or find it in the cache, and say where it is.
+@dataclass(frozen=True, kw_only=True)
+class PullOptions:
+    """The options of `prior pull`."""
 
-    Raises:
-        ValueError: it is none of the hub's, or cannot be had.
-    """
+    name: Annotated[str, typer.Argument(help="Of a prior; see `invsolve list priors`.")]
+    cache_dir: CacheOption = None
+    tiny: Annotated[bool, typer.Option("--tiny", help="Also its small autoencoder, for --memory low.")] = False
+
+
+def pull_prior(options: PullOptions, console: Console, errors: Console) -> None:  # noqa: ARG001
+    """Download a prior: weights as safetensors, configurations and tokenizers, and nothing else."""
+    name, cache_dir, tiny = options.name, options.cache_dir, options.tiny
     if name in PRIORS:
         console.print(f"{name} is a part of invsolve; there is nothing to download.")
         return
@@ -36,15 +46,30 @@ def pull_prior(name: str, cache_dir: Path | None, tiny: bool, console: Console) 
         console.print(f"{name}: {size / 1e9:.2f} GB in {folder}")
 
 
-def convert_prior(
-    checkpoint: Path, out: Path, model: str | None, sha256: str | None, autoencoder: Path | None, console: Console
-) -> None:
-    """Write an ADM, DiT or SiT checkpoint, or a diffusers folder with .bin files, as a folder that `--prior` takes.
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """The options of `prior convert`."""
 
-    Raises:
-        ValueError: the model is unknown, the folder not empty, the checkpoint not what it should be, or an autoencoder
-            given to a model without, or not to one with.
-    """
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            parser=path_of,
+            help="A .pt file of ADM (guided-diffusion), DiT or SiT, or a diffusers folder with .bin files.",
+        ),
+    ]
+    out: Annotated[Path, typer.Option("-o", "--out", parser=path_of, metavar="PATH", help="Folder to write.")]
+    model: Annotated[str | None, typer.Option(help=f"Of a .pt file: {', '.join([*ADM_MODELS, *DIT_MODELS])}.")] = None
+    sha256: Annotated[str | None, typer.Option(help="What the checksum of a .pt file must be.")] = None
+    autoencoder: Annotated[
+        Path | None,
+        typer.Option(parser=path_of, metavar="PATH", help="Of DiT and SiT: folder of their latents' AutoencoderKL."),
+    ] = None
+
+
+def convert_prior(options: ConvertOptions, console: Console, errors: Console) -> None:  # noqa: ARG001
+    """Write weights that PyTorch saved as a folder of safetensors for --prior; code in them is never run."""
+    checkpoint, out, model = options.checkpoint, options.out, options.model
+    sha256, autoencoder = options.sha256, options.autoencoder
     if checkpoint.is_dir():
         if model is not None or sha256 is not None or autoencoder is not None:
             raise ValueError(

@@ -9,9 +9,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import typer
 from rich.console import Console
 
 from ..defaults import with_file_tables
@@ -19,7 +20,7 @@ from ..devices import find_device
 from ..doubts import DoubtWarning
 from ..errors import is_expected, one_line, sentence_about
 from ..files.holes import hidden_share
-from ..files.images import Picture, load_image
+from ..files.images import MAX_PIXELS, Picture, load_image
 from ..files.inputs import Source, check_writable, expand_inputs, plan_outputs
 from ..files.outputs import encode_result, further_pictures, record_of, stale_pictures
 from ..files.provenance import provenance
@@ -35,7 +36,7 @@ from ..solve import batch_rows
 from ..solver import Solver
 from ..solvers import SOLVERS, build_solver
 from ..spec import format_spec, parse_spec
-from ..times import check_grid
+from ..times import TIMES, check_grid
 from .choices import (
     check_at_least,
     choose_dtype,
@@ -48,49 +49,94 @@ from .choices import (
     parse_noise,
     public_fields,
 )
+from .options import (
+    CacheOption,
+    DeviceOption,
+    DtypeOption,
+    GuidanceOption,
+    Inputs,
+    KernelOption,
+    MaskOption,
+    MemoryOption,
+    MetadataOption,
+    NegativeOption,
+    NoiseOption,
+    OfflineOption,
+    OperatorOption,
+    OutOption,
+    PixelsOption,
+    PriorOption,
+    PromptOption,
+    path_of,
+)
 from .progress import StepBar
 from .prompts import read_prompts
 
-__all__ = ["Options", "restore_files"]
+__all__ = ["RestoreOptions", "restore_files"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """The command line of `restore` as it was typed."""
+class RestoreOptions:
+    """The options of `restore`."""
 
-    operator: str | None
-    mask: Path | None
-    kernel: Path | None
-    sigma: str | None
-    noise: str | None
-    solver: str | None
-    prior: str
-    prompt: str | None
-    prompts: Path | None
-    negative_prompt: str | None
-    guidance: float | None
-    memory: str
-    offline: bool
-    cache_dir: Path | None
-    samples: int
-    steps: int | None
-    times: str | None
-    seed: int
-    device: str
-    dtype: str
-    batch_size: int
-    checkpointing: bool
-    max_pixels: int
-    keep_metadata: bool
-    overwrite: bool
-    dry_run: bool
+    inputs: Inputs
+    operator: OperatorOption = None
+    mask: MaskOption = None
+    kernel: KernelOption = None
+    sigma: Annotated[
+        str | None,
+        typer.Option(
+            help="Noise level: 0.1 is in units of the [-1, 1] picture, 25/255 are 25 grey levels of 8 bits (0.196 in "
+            "[-1, 1] units), auto estimates it.  Default 0: no noise."
+        ),
+    ] = None
+    noise: NoiseOption = None
+    solver: Annotated[
+        str | None,
+        typer.Option(
+            help="NAME or 'NAME(field=value, ...)'.  Default: ddrm for mere noise, diffpir for other linear operators, "
+            "else ddnm."
+        ),
+    ] = None
+    prior: PriorOption = "natural"
+    prompt: PromptOption = None
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of,
+            metavar="PATH",
+            help="A file with a line 'NAME: PROMPT' per picture, or a folder of NAME.txt.",
+        ),
+    ] = None
+    negative_prompt: NegativeOption = None
+    guidance: GuidanceOption = None
+    memory: MemoryOption = "auto"
+    offline: OfflineOption = False
+    cache_dir: CacheOption = None
+    samples: Annotated[int, typer.Option(help="Posterior samples; several also give their mean and spread.")] = 1
+    steps: Annotated[int | None, typer.Option(help="Time steps; by default those of the solver.")] = None
+    times: Annotated[
+        str | None, typer.Option(help=f"Time grid: {', '.join(TIMES)}; by default that of the solver.")
+    ] = None
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "auto"
+    out: OutOption = Path("restored")
+    batch_size: Annotated[int, typer.Option(help="Most samples that go through the network at once.")] = 8
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Less memory for solvers that need gradients, and more time.")
+    ] = False
+    max_pixels: PixelsOption = MAX_PIXELS
+    keep_metadata: MetadataOption = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run also what is done already.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False
 
 
 @dataclass(frozen=True)
 class Job:
     """Options that have been checked: all that is the same for every picture of a command."""
 
-    options: Options
+    options: RestoreOptions
     sources: Sequence[Source]
     notes: Sequence[str]
     typed: Settings
@@ -130,16 +176,17 @@ class Job:
         )
 
 
-def restore_files(inputs: Sequence[str], out: Path, options: Options, console: Console, errors: Console) -> int:
-    """Restore every input; returns how many failed, each with its sentence on `errors`.
+def restore_files(options: RestoreOptions, console: Console, errors: Console) -> int:
+    """Restore pictures.
 
-    Raises:
-        ValueError, TypeError, OSError: an option or a path that makes the whole command impossible; nothing was
-            written.
+    Each is written as PNG at its own bit depth, with a JSON record that repeats the run; pictures are skipped whose
+    record tells of the same run and of the very files that are there.
     """
-    job = make_job(options, inputs, out)
+    job = make_job(options)
     sources = job.sources
-    outputs = plan_outputs(sources, out, lambda path: [record_of(path), *further_pictures(path, options.samples)])
+    outputs = plan_outputs(
+        sources, options.out, lambda path: [record_of(path), *further_pictures(path, options.samples)]
+    )
     check_writable(outputs[0].parent)
     solver = job.solver or build_solver("ddrm")  # those that are chosen without a name do not interact either
     batches = math.ceil(options.samples / batch_rows(solver, options.samples, options.batch_size))
@@ -165,7 +212,7 @@ def restore_files(inputs: Sequence[str], out: Path, options: Options, console: C
     return counts["failed"]
 
 
-def make_job(options: Options, inputs: Sequence[str], out: Path) -> Job:
+def make_job(options: RestoreOptions) -> Job:
     """Check the options, find the pictures and load the prior.
 
     Raises:
@@ -198,7 +245,7 @@ def make_job(options: Options, inputs: Sequence[str], out: Path) -> Job:
         guidance=options.guidance,
         keep_metadata=options.keep_metadata or None,
     )
-    sources, notes = expand_inputs(inputs, [out, *files_of(fields)], measurements=True)
+    sources, notes = expand_inputs(options.inputs, [options.out, *files_of(fields)], measurements=True)
     texts = read_prompts(sources, options.prompt, options.prompts)
     prompts = choose_prompts(options, None if texts is None else texts.values(), device)
     job = Job(options, sources, notes, typed, operator, fields, noise, solver, None, None, texts, device)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -31,6 +32,7 @@ from ..validate import (
     suite_tables,
 )
 from .choices import check_at_least
+from .options import path_of
 
 __all__ = ["ValidateOptions", "validate_samplers"]
 
@@ -40,42 +42,42 @@ WIDTH = 130  # characters
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidateOptions:
-    """What the command line asks for; None is the default of the suite."""
+    """The options of `validate`; None is the default of the suite."""
 
-    solvers: Sequence[str] = ()
-    without: Sequence[str] = ()
-    settings: Sequence[str] = ()
-    problems: int | None = None
-    first: int = 0
-    samples: int | None = None
-    calls: int | None = None
-    steps: int | None = None
-    times: str | None = None
-    particles: int | None = None
-    one_each: bool = False
-    seed: int = 0
-    curve: bool = False
-    calibrate: bool = False
-    simulations: int | None = None
+    suite: Annotated[str | None, typer.Argument(help="A family of problems; without it, they are listed.")] = None
+    solver: Annotated[
+        list[str] | None, typer.Option(help="NAME or 'NAME(field=value, ...)', repeatable.  Default: all.")
+    ] = None
+    without: Annotated[list[str] | None, typer.Option(help="NAME of a solver to leave out, repeatable.")] = None
+    setting: Annotated[list[str] | None, typer.Option(help="Of the suite, such as dy=4, repeatable.")] = None
+    problems: Annotated[int | None, typer.Option(help="Per setting; by default those of a full run.")] = None
+    first: Annotated[int, typer.Option(help="Number of the first problem; 1000 and up are for tuning.")] = 0
+    samples: Annotated[int | None, typer.Option(help="Per problem, or per truth with --calibrate.")] = None
+    calls: Annotated[
+        int | None,
+        typer.Option(help="Network calls per sample at most, unless one step takes more; the steps follow."),
+    ] = None
+    steps: Annotated[int | None, typer.Option(help="Time steps, instead of --calls.")] = None
+    times: Annotated[
+        str | None, typer.Option(help="suite: its grid, the default of most rows; own: the solver's; or a grid's name.")
+    ] = None
+    particles: Annotated[int | None, typer.Option(help="Samples that see each other; by default all.")] = None
+    one_each: Annotated[bool, typer.Option("--one-each", help="Keep one particle of every run.")] = False
+    seed: Annotated[int, typer.Option(help="Of the samples; the problems are always the same.")] = 0
+    curve: Annotated[bool, typer.Option("--curve", help="Error against network calls, 5 to 500.")] = False
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="SBC ranks and TARP coverage instead.")] = False
+    simulations: Annotated[int | None, typer.Option(help="Truths to calibrate with, by default 200.")] = None
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=path_of, metavar="PATH", help="Folder for the results.")
+    ] = Path("validation")
 
 
-def validate_samplers(
-    suite: str | None, out: Path, options: ValidateOptions, console: Console, errors: Console
-) -> None:
-    """Measure samplers on a suite and write results.jsonl, table.md and, if asked for, curves or calibration.md.
+def validate_samplers(options: ValidateOptions, console: Console, errors: Console) -> None:
+    """Compare samplers with exact posteriors.
 
-    What results.jsonl holds already is not run again.
-
-    Arguments:
-        suite: name of the suite; None lists them.
-        out: folder for the results.
-        options: what to run.
-        console: for the tables.
-        errors: for the progress.
-
-    Raises:
-        ValueError, ImportError: an option that cannot be, or a package that is missing; nothing was run.
+    Writes one line per sampler and problem to results.jsonl, from which an interrupted run goes on, and a table.
     """
+    suite, out = options.suite, options.out
     if suite is None:
         width = max(map(len, SUITES))
         for name, entry in SUITES.items():
@@ -103,7 +105,8 @@ def validate_samplers(
         raise ValueError(
             f"--calibrate draws its own truths for one operator; --{unused} does nothing there, leave it out."
         )
-    options = dataclasses.replace(options, settings=tuple(dict.fromkeys(options.settings)))
+    setting = list(dict.fromkeys(options.setting or ()))
+    options = dataclasses.replace(options, setting=setting, solver=options.solver or [], without=options.without or [])
     rows = _rows(chosen, options)
     check_folder_name(out)
     check_writable(out)
@@ -121,7 +124,7 @@ def validate_samplers(
         _show(table, console)
     save_markdown(suite_tables(chosen, measured), out / "table.md")
     if options.curve:
-        for setting in options.settings or chosen.settings:
+        for setting in options.setting or chosen.settings:
             shown = [record for record in measured if record.setting == setting]
             figure = curve_figure(shown, "sw1", f"{chosen.name}, {setting}")
             figure.savefig(out / f"curve {setting}.png", dpi=150, metadata=figure_metadata("validate"))
@@ -132,7 +135,7 @@ def _rows(suite: Suite, options: ValidateOptions) -> list[Row]:
     """What is to be run: the exact and the prior samples, and at least one solver."""
     rows = default_rows(
         suite,
-        options.solvers,
+        options.solver,
         calls=options.calls,
         steps=options.steps,
         times=options.times,
@@ -142,8 +145,8 @@ def _rows(suite: Suite, options: ValidateOptions) -> list[Row]:
     rows = list(dict.fromkeys(rows))
     names = list(dict.fromkeys(row.spec.partition("(")[0] for row in rows[2:]))
     for name in options.without:
-        if options.solvers or name not in names:
-            reason = "--solver names what to run" if options.solvers else f"solvers are {', '.join(names)}"
+        if options.solver or name not in names:
+            reason = "--solver names what to run" if options.solver else f"solvers are {', '.join(names)}"
             raise ValueError(f"--without {name} leaves nothing out: {reason}.")
     rows = [row for row in rows if row.spec.partition("(")[0] not in options.without]
     solvers = [build_solver(row.spec) for row in rows[2:]]
@@ -163,7 +166,7 @@ def _show(table: Table, console: Console) -> None:
 
 def _run(suite: Suite, rows: list[Row], out: Path, options: ValidateOptions, errors: Console) -> list[Measured]:
     """Run the suite under a progress bar."""
-    settings = options.settings or suite.settings
+    settings = options.setting or suite.settings
     problems = suite.problems if options.problems is None else options.problems
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True) as progress:
@@ -200,7 +203,7 @@ def _calibrate(suite: Suite, rows: list[Row], out: Path, options: ValidateOption
         "samples": 100 if options.samples is None else options.samples,
     }
     check_at_least(20, **counts)
-    cases = [suite.case(setting, options.first) for setting in options.settings or suite.settings]
+    cases = [suite.case(setting, options.first) for setting in options.setting or suite.settings]
     for case in cases:
         found, refused = [], {}
         for row in rows:

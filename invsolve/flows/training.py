@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -51,23 +51,25 @@ class FitSettings:
         ValueError: a value out of range.
     """
 
-    first: Literal["score", "flow"] = "score"
-    levels: int = 1
-    stages: int = 2
-    flow_steps: int = 50
-    slices: int = 128
-    particles: int = 20000
+    first: Literal["score", "flow"] = field(
+        default="score", metadata={"help": "What the first network of a level learns; the paper has flow."}
+    )
+    levels: int = field(default=1, metadata={"help": "Resolutions of the pyramid."})
+    stages: int = field(default=2, metadata={"help": "Networks per level."})
+    flow_steps: int = field(default=50, metadata={"help": "Steps of the flow per stage."})
+    slices: int = field(default=128, metadata={"help": "Directions per step of the flow."})
+    particles: int = field(default=20000, metadata={"help": "Pairs that flow."})
     condition_weight: float = 1.0
-    step_size: float = 0.5
+    step_size: float = field(default=0.5, metadata={"help": "1 moves the middle of a cloud home."})
     momentum: float = 0.8
     network: Literal["auto", "experts", "unet"] = "auto"
-    width: int = 0
-    score_steps: int = 4000
-    train_steps: int = 1000
-    batch: int = 256
-    lr: float = 3e-3
+    width: int = field(default=0, metadata={"help": "Of U-Nets and of the shares of --first flow; 0: 32 and 128."})
+    score_steps: int = field(default=4000, metadata={"help": "Training steps of a score network."})
+    train_steps: int = field(default=1000, metadata={"help": "Training steps of a flow network."})
+    batch: int = field(default=256, metadata={"help": "Pairs per training step."})
+    lr: float = field(default=3e-3, metadata={"help": "Learning rate."})
     level_noise: float = 0.14
-    seed: int = 0
+    seed: int = field(default=0, metadata={"help": "Of everything that is random."})
 
     def __post_init__(self) -> None:
         counts = ("levels", "stages", "flow_steps", "slices", "score_steps", "train_steps", "batch")
