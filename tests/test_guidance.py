@@ -24,7 +24,7 @@ from invsolve.operators import Matrix
 from invsolve.priors import DiscreteVP, Full, GaussianPrior, LinearDecoder, PowerLaw, Rescheduled
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
-from invsolve.solvers._data import proximal_step
+from invsolve.solvers._hold import proximal_step
 from invsolve.solvers._start import noisy_first_guess
 from invsolve.solvers.ddnm import DDNM
 from invsolve.solvers.ddrm import DDRM

@@ -33,8 +33,9 @@ from invsolve.priors import (
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
 from invsolve.rng import ImageRng
-from invsolve.solvers._data import STALL, approach_data, meet_data, misfit, proximal_step
-from invsolve.solvers._least_squares import least_squares
+from invsolve.solvers._descent import least_squares
+from invsolve.solvers._hold import STALL, approach_data, meet_data, proximal_step
+from invsolve.solvers._misfit import misfit
 from invsolve.solvers.flair import FLAIR
 from invsolve.solvers.flowchef import FlowChef
 from invsolve.solvers.flowdps import FlowDPS
@@ -187,7 +188,7 @@ def test_a_row_whose_steps_hardly_help_is_done():
 def test_only_decoders_end_the_data_steps_early(monkeypatch):
     """Pixels can show everything; what a decoder leaves over is what it cannot show."""
     seen = []
-    monkeypatch.setattr("invsolve.solvers._data.least_squares", lambda z, *rest: seen.append(rest[-1]) or z)
+    monkeypatch.setattr("invsolve.solvers._hold.least_squares", lambda z, *rest: seen.append(rest[-1]) or z)
     problem, z = double(toy("blur", sigma=0.1)), torch.zeros(1, *SHAPE).double()
     one, zero = torch.tensor(1.0).double(), torch.zeros(()).double()
     approach_data(z, problem, IsotropicPrior(zero, one), problem.radius, 3)

@@ -15,7 +15,7 @@ from invsolve.priors import DiscreteVP, Full, GaussianMixture, GaussianPrior, Po
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
 from invsolve.sample import follow_flow
-from invsolve.solvers._data import curvature
+from invsolve.solvers._descent import curvature
 from invsolve.solvers._source import chi_nll, descend, start_descent, transport, transport_calls
 from invsolve.solvers._start import noisy_first_guess
 from invsolve.solvers.daps import DAPS

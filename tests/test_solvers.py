@@ -30,7 +30,8 @@ from invsolve.priors import DiscreteVP, Endpoints, Full, GaussianPrior, PowerLaw
 from invsolve.priors.gaussian import dense_matrix
 from invsolve.priors.schedule import linear_betas
 from invsolve.rng import ImageRng
-from invsolve.solvers._data import curvature, downhill, misfit
+from invsolve.solvers._descent import curvature, downhill
+from invsolve.solvers._misfit import misfit
 from invsolve.solvers._weighting import Weighting
 from invsolve.times import TIMES, make_times
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..linalg import expand_to, gmres, norm
 from ..priors.base import Prior
 from ..problem import Problem
-from ._data import DIFFERENCE
+from ._descent import DIFFERENCE
 from ._path import denoising_gain, isotropic_std
 
 __all__ = ["Moments", "match_moments"]

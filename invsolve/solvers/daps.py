@@ -47,7 +47,8 @@ from ..rng import ImageRng
 from ..sample import follow_flow
 from ..solver import Solver, check_choice, check_range
 from ..times import restoration
-from ._data import curvature, proximal_step
+from ._descent import curvature
+from ._hold import proximal_step
 from ._path import isotropic_std
 from ._start import noisy_first_guess
 

@@ -41,7 +41,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import proximal_step
+from ._hold import proximal_step
 from ._path import transition
 from ._start import noisy_first_guess
 

@@ -56,7 +56,8 @@ from ..priors.schedule import LinearFlow
 from ..problem import Problem, first_guess
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import approach_data, meet_data, misfit
+from ._hold import approach_data, meet_data
+from ._misfit import misfit
 
 __all__ = ["FLAIR"]
 

@@ -46,7 +46,8 @@ from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import DataTerm, approach_data, check_data_term, check_step, misfit
+from ._hold import approach_data
+from ._misfit import DataTerm, check_data_term, check_step, misfit
 from ._start import noisy_first_guess
 
 __all__ = ["FlowDPS"]

@@ -35,7 +35,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import proximal_step
+from ._hold import proximal_step
 from ._path import isotropic_std
 from ._start import noisy_first_guess
 

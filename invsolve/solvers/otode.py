@@ -36,7 +36,7 @@ from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_choice, check_range
-from ._data import pseudo_inverse_guidance
+from ._hold import pseudo_inverse_guidance
 from ._path import denoising_gain, isotropic_std
 from ._start import noisy_first_guess
 

@@ -37,7 +37,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_choice, check_range
-from ._data import pseudo_inverse_guidance
+from ._hold import pseudo_inverse_guidance
 from ._path import ancestral_std, denoising_gain, isotropic_std, transition
 from ._start import noisy_first_guess
 

@@ -38,7 +38,8 @@ from ..priors.schedule import LinearFlow
 from ..problem import Problem, first_guess
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import curvature, downhill, misfit
+from ._descent import curvature, downhill
+from ._misfit import misfit
 
 __all__ = ["PnPFlow"]
 

@@ -48,7 +48,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_choice, check_range
-from ._data import explain_data
+from ._hold import explain_data
 from ._path import isotropic_std
 from ._start import noisy_first_guess
 

@@ -36,7 +36,7 @@ from ..priors.base import Prior
 from ..problem import Problem, first_guess
 from ..rng import ImageRng
 from ..solver import Solver, check_choice, check_range
-from ._data import misfit
+from ._misfit import misfit
 from ._weighting import Convention, Weighting, weigh, weight_of_means
 
 __all__ = ["REDDiff"]

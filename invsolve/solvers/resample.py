@@ -50,7 +50,7 @@ from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
 from ..solver import Solver, check_range
-from ._data import approach_data, meet_data
+from ._hold import approach_data, meet_data
 from ._start import noisy_first_guess
 
 __all__ = ["ReSample"]

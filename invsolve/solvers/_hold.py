@@ -1,95 +1,26 @@
-"""How pictures are compared with the data, and moved towards them."""
+"""How pictures are held to the data: projections, proximal steps, guidance."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..linalg import dot, expand_to, grad, norm
-from ..operators.base import LinearOperator, Operator, PinvOperator
+from ..linalg import dot, expand_to, norm
+from ..operators.base import LinearOperator, PinvOperator
 from ..priors.base import Prior
 from ..problem import Problem
-from ..solver import Solver, check_choice, check_range
-from ._least_squares import least_squares
+from ._descent import least_squares
 from ._path import isotropic_std
 
-__all__ = [
-    "DIFFERENCE",
-    "DataTerm",
-    "approach_data",
-    "check_data_term",
-    "check_step",
-    "curvature",
-    "downhill",
-    "explain_data",
-    "meet_data",
-    "misfit",
-    "proximal_step",
-    "pseudo_inverse_guidance",
-]
+__all__ = ["approach_data", "explain_data", "meet_data", "proximal_step", "pseudo_inverse_guidance"]
 
-DataTerm = Literal["half_sq", "nll", "norm", "pinv_norm", "adjoint_norm"]
 NEWTON_STEPS = 10  # for one number; two or three are enough where the singular values are alike
 ACCURACY = 0.01  # how closely the misfit meets the noise level, which is not known better
-DIFFERENCE = 0.01  # step of a difference quotient, in units of the [-1, 1] image
 STALL = 0.06  # of the misfit above the noise level: what a step has to take away for another one
 LATENT_STEPS = 6  # of a proximal step: more bend latents to show what the decoder cannot, though a blur gains by them
-HALVINGS = 6  # of a step that raises the misfit
 MIN_RHO = 1e-6  # keeps the proximal step well posed where no picture meets the noise level
-
-
-def check_step(solver: Solver[Any], step_size: float | None, data_term: str) -> None:
-    """Refuse a name that is not one of `DataTerm`, a step that is no number, and none where a data term needs one.
-
-    Without a step size, `approach_data` finds it, which goes down |A x - y| alone.
-    """
-    check_choice(solver, "data_term", DataTerm)
-    check_range(solver, 0, math.inf, "step_size")
-    if step_size is None and data_term != "norm":
-        name = type(solver).__name__
-        raise ValueError(f"{name}: data_term {data_term!r} needs a step_size, for example step_size=1.0.")
-
-
-def misfit(data_term: DataTerm, problem: Problem, x: Tensor) -> Tensor:
-    """How badly pictures x (B, *image_shape) explain the data, by name, per image (B,).
-
-    `half_sq` |A x - y|^2 / 2; `nll` -log p(y | x); `norm` |A x - y|; `pinv_norm` |A^+ (A x - y)| and `adjoint_norm`
-    |A^T (A x - y)|.
-
-    Raises:
-        TypeError: the operator lacks the pseudo-inverse or adjoint that the name asks for.
-    """
-    check_data_term(data_term, problem.operator)
-    if data_term == "nll":
-        return problem.nll(x)
-    r = problem.residual(x)
-    if data_term == "half_sq":
-        return dot(r, r) / 2
-    if data_term == "norm":
-        return norm(r)
-    operator: Any = problem.operator
-    if data_term == "pinv_norm":
-        return norm(operator.pinv(problem.y + r) - operator.pinv(problem.y))
-    return norm(operator.adjoint(r))
-
-
-def check_data_term(data_term: DataTerm, operator: Operator) -> None:
-    """Refuse a data term that asks for a pseudo-inverse or adjoint which the operator lacks.
-
-    Raises:
-        TypeError: it does.
-    """
-    needed = {"pinv_norm": PinvOperator, "adjoint_norm": LinearOperator}.get(data_term, Operator)
-    if not isinstance(operator, needed):
-        raise TypeError(
-            f"data_term {data_term!r} needs a pseudo-inverse or adjoint, which {type(operator).__name__} lacks; "
-            "use 'half_sq' or 'norm'."
-        )
 
 
 def meet_data(x: Tensor, problem: Problem, radius: Tensor, steps: int) -> Tensor:
@@ -207,49 +138,3 @@ def pseudo_inverse_guidance(
     pull = proximal_step(z0.detach(), problem, rho, prior) - z0.detach()
     (guidance,) = torch.autograd.grad(z0, z, pull)
     return z0.detach(), eps.detach(), guidance
-
-
-def downhill(z: Tensor, move: Tensor, problem: Problem, decode: Callable[[Tensor], Tensor]) -> Tensor:
-    """Step from z to z - move (B, *latent_shape), or a half, a quarter, ... of it where that raises |A D(z) - y|.
-
-    For operators that are not linear, whose gradient may be that of something smoother; where every share down to
-    1 / 32 raises the misfit, z stays.
-    """
-    start, share = misfit("half_sq", problem, decode(z)), torch.ones_like(problem.level)
-    for _ in range(HALVINGS):
-        worse = misfit("half_sq", problem, decode(z - expand_to(share, z) * move)) > start
-        if not worse.any():
-            break
-        share = torch.where(worse, share / 2, share)
-    else:
-        share = torch.where(worse, 0, share)
-    return z - expand_to(share, z) * move
-
-
-def curvature(
-    problem: Problem, decode: Callable[[Tensor], Tensor], z: Tensor, v: Tensor, rounds: int
-) -> tuple[Tensor, Tensor]:
-    """The largest curvature of |A D(z) - y|^2 / 2 per image (B,), by power iteration from v; the last v warm starts.
-
-    J^T J v with the Jacobian J at z is a difference of residuals, exact for linear A D, carried back by a gradient.
-    Differences may see nothing of a codec, which is flat between its jumps: the curvature is at least that along the
-    gradient, |J^T r|^2 / |r|^2 for the residual r.
-
-    Arguments:
-        problem: operator and data.
-        decode: latents to pictures.
-        z: where (B, *latent_shape).
-        v: a direction that is not orthogonal to the steepest, the same shape.
-        rounds: number of products with J^T J.
-    """
-    length = DIFFERENCE * z[0].numel() ** 0.5  # of the step: DIFFERENCE in every entry on average
-    here, largest = problem.residual(decode(z)), norm(z)
-    for _ in range(rounds):
-        v = v / expand_to(norm(v), v).clamp_min(torch.finfo(v.dtype).tiny)
-        push = ((problem.residual(decode(z + length * v)) - here) / length).detach()
-        v = grad(lambda u, push=push: dot(problem.residual(decode(u)), push), z)  # type: ignore[misc]
-        largest = norm(v)
-    if not isinstance(problem.operator, LinearOperator):
-        pull, here = grad(lambda u: misfit("half_sq", problem, decode(u)), z), here.detach()
-        largest = torch.maximum(largest, dot(pull, pull) / dot(here, here).clamp_min(torch.finfo(v.dtype).tiny))
-    return largest, v

@@ -1,4 +1,4 @@
-"""Least squares by gradients, where the residual need not be linear."""
+"""Steps downhill on the misfit: how long they may be, and conjugate gradients for its least squares."""
 
 from __future__ import annotations
 
@@ -7,12 +7,63 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..linalg import dot, expand_to, norm
+from ..linalg import dot, expand_to, grad, norm
+from ..operators.base import LinearOperator
+from ..problem import Problem
+from ._misfit import misfit
 
-__all__ = ["least_squares"]
+__all__ = ["DIFFERENCE", "curvature", "downhill", "least_squares"]
 
 ROUNDING = 1e-4  # of the radius: rows this near to it have arrived
 STRETCH = 2.0  # at most, of a step whose end was estimated
+DIFFERENCE = 0.01  # step of a difference quotient, in units of the [-1, 1] image
+HALVINGS = 6  # of a step that raises the misfit
+
+
+def downhill(z: Tensor, move: Tensor, problem: Problem, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Step from z to z - move (B, *latent_shape), or a half, a quarter, ... of it where that raises |A D(z) - y|.
+
+    For operators that are not linear, whose gradient may be that of something smoother; where every share down to
+    1 / 32 raises the misfit, z stays.
+    """
+    start, share = misfit("half_sq", problem, decode(z)), torch.ones_like(problem.level)
+    for _ in range(HALVINGS):
+        worse = misfit("half_sq", problem, decode(z - expand_to(share, z) * move)) > start
+        if not worse.any():
+            break
+        share = torch.where(worse, share / 2, share)
+    else:
+        share = torch.where(worse, 0, share)
+    return z - expand_to(share, z) * move
+
+
+def curvature(
+    problem: Problem, decode: Callable[[Tensor], Tensor], z: Tensor, v: Tensor, rounds: int
+) -> tuple[Tensor, Tensor]:
+    """The largest curvature of |A D(z) - y|^2 / 2 per image (B,), by power iteration from v; the last v warm starts.
+
+    J^T J v with the Jacobian J at z is a difference of residuals, exact for linear A D, carried back by a gradient.
+    Differences may see nothing of a codec, which is flat between its jumps: the curvature is at least that along the
+    gradient, |J^T r|^2 / |r|^2 for the residual r.
+
+    Arguments:
+        problem: operator and data.
+        decode: latents to pictures.
+        z: where (B, *latent_shape).
+        v: a direction that is not orthogonal to the steepest, the same shape.
+        rounds: number of products with J^T J.
+    """
+    length = DIFFERENCE * z[0].numel() ** 0.5  # of the step: DIFFERENCE in every entry on average
+    here, largest = problem.residual(decode(z)), norm(z)
+    for _ in range(rounds):
+        v = v / expand_to(norm(v), v).clamp_min(torch.finfo(v.dtype).tiny)
+        push = ((problem.residual(decode(z + length * v)) - here) / length).detach()
+        v = grad(lambda u, push=push: dot(problem.residual(decode(u)), push), z)  # type: ignore[misc]
+        largest = norm(v)
+    if not isinstance(problem.operator, LinearOperator):
+        pull, here = grad(lambda u: misfit("half_sq", problem, decode(u)), z), here.detach()
+        largest = torch.maximum(largest, dot(pull, pull) / dot(here, here).clamp_min(torch.finfo(v.dtype).tiny))
+    return largest, v
 
 
 def least_squares(
