@@ -6,8 +6,10 @@ import abc
 import dataclasses
 import math
 import numbers
+import types
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar, get_args
+from functools import cache
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -16,10 +18,42 @@ from .priors.base import Prior
 from .problem import Problem
 from .rng import ImageRng
 
-__all__ = ["Solver", "check_choice", "check_range"]
+__all__ = ["Range", "Solver"]
 
 State = TypeVar("State")
 LARGEST = 2**63  # of an integer that tensors can be multiplied with
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a number may be: `Annotated[float, Range(0, 1)]`; both ends belong to it.
+
+    Arguments:
+        low: the least.
+        high: the most.
+    """
+
+    low: float
+    high: float = math.inf
+
+    def __str__(self) -> str:
+        return f"from {self.low:g} to {self.high:g}" if math.isfinite(self.high) else f"at least {self.low:g}"
+
+    def holds(self, value: object, *, whole: bool) -> bool:
+        """Whether a value is a finite number of the range, and whole if it has to be."""
+        return self._is_number(value, whole) and self.low <= value <= self.high and math.isfinite(value)  # type: ignore
+
+    def told(self, value: object, *, whole: bool) -> str:
+        """What was expected, for the sentence about a value."""
+        large = isinstance(value, numbers.Integral) and abs(int(value)) >= LARGEST
+        return ("a whole number " if whole else "") + str(self) + (", and less than 2^63" if large else "")
+
+    @staticmethod
+    def _is_number(value: object, whole: bool) -> bool:
+        kind = numbers.Integral if whole else numbers.Real
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return False
+        return isinstance(value, float) or abs(value) < LARGEST  # type: ignore[no-any-return, operator, arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +100,10 @@ class Solver(abc.ABC, Generic[State]):
         if prior.has_decoder and not self.latents:
             raise TypeError(f"{name} needs a prior of pixels, and this one has a decoder; use for example tds or daps.")
 
+    def __post_init__(self) -> None:
+        """Checks every hyperparameter against its annotation; rules between several come after it, in a sub-class."""
+        _check_fields(self)
+
     @abc.abstractmethod
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         """The state at the first time."""
@@ -84,26 +122,31 @@ class Solver(abc.ABC, Generic[State]):
         return state
 
 
-def check_range(solver: Solver[Any], low: float, high: float, *names: str) -> None:
-    """Refuse hyperparameters outside [low, high], not finite, or not whole where they are whole numbers, with one
-    sentence; None only where the field has it as a choice of its own.
-    """
-    types = {field.name: str(field.type).split(" | ") for field in dataclasses.fields(solver)}
-    for name in names:
-        value, whole = getattr(solver, name), "int" in types[name]
-        if value is None and "None" in types[name]:
+def _check_fields(solver: Solver[Any]) -> None:
+    """Refuse values that are out of range, not finite, not whole where they are whole numbers, or not a choice."""
+    name = type(solver).__name__
+    for field, (kind, bounds) in _fields_of(type(solver)).items():
+        value = getattr(solver, field)
+        kinds = set(get_args(kind)) if get_origin(kind) in (Union, types.UnionType) else {kind}
+        if value is None and type(None) in kinds:
             continue
-        number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
-        fits = number and (isinstance(value, float) or abs(value) < LARGEST)
-        if not (fits and low <= value <= high and math.isfinite(value)):
-            bound = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
-            bound += "" if fits or not number else ", and less than 2^63"
-            kind = "a whole number " if whole else ""
-            raise ValueError(f"{type(solver).__name__}: {name} must be {kind}{bound}, got {value!r}.")
+        choices = next((get_args(one) for one in kinds if get_origin(one) is Literal), None)
+        if choices is not None and value not in choices:
+            known = ", ".join(map(str, choices))
+            raise ValueError(f"{name}: {field} must be one of {known}, got {value!r}.")
+        if bounds is not None and not bounds.holds(value, whole=int in kinds and float not in kinds):
+            raise ValueError(f"{name}: {field} must be {bounds.told(value, whole=int in kinds)}, got {value!r}.")
 
 
-def check_choice(solver: Solver[Any], name: str, choices: Any) -> None:
-    """Refuse a hyperparameter that is none of a Literal's values, with one sentence."""
-    value, known = getattr(solver, name), get_args(choices)
-    if value not in known:
-        raise ValueError(f"{type(solver).__name__}: {name} must be one of {', '.join(known)}, got {value!r}.")
+@cache
+def _fields_of(kind: type[Solver[Any]]) -> dict[str, tuple[Any, Range | None]]:
+    """The types of the hyperparameters, with their ranges."""
+    found = {}
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint, bounds = hints[field.name], None
+        if get_origin(hint) is Annotated:
+            hint, *extras = get_args(hint)
+            bounds = next((extra for extra in extras if isinstance(extra, Range)), None)
+        found[field.name] = (hint, bounds)
+    return found

@@ -29,6 +29,7 @@ class Field:
     name: str
     type: Any
     default: Any
+    bounds: str = ""  # of a number, in words
 
     @property
     def required(self) -> bool:
@@ -36,7 +37,7 @@ class Field:
         return self.default is inspect.Parameter.empty
 
     def __str__(self) -> str:
-        text = f"{self.name}: {_type_name(self.type)}"
+        text = f"{self.name}: {_type_name(self.type)}" + (f" {self.bounds}" if self.bounds else "")
         return text if self.required else f"{text} = {self.default!r}"
 
 
@@ -109,9 +110,14 @@ def spec_fields(entry: Callable[..., Any]) -> list[Field]:
     """The fields of a function or dataclass that a spec can set: those of simple types."""
     # A dataclass has its annotations on the class, any other class on its constructor.
     plain_class = isinstance(entry, type) and not dataclasses.is_dataclass(entry)
-    hints = typing.get_type_hints(getattr(entry, "__init__") if plain_class else entry)  # noqa: B009
-    parameters = inspect.signature(entry).parameters.values()
-    fields = [Field(p.name, hints.get(p.name, str), p.default) for p in parameters]
+    hints = typing.get_type_hints(getattr(entry, "__init__") if plain_class else entry, include_extras=True)  # noqa: B009
+    fields = []
+    for parameter in inspect.signature(entry).parameters.values():
+        hint, bounds = hints.get(parameter.name, str), ""
+        if typing.get_origin(hint) is typing.Annotated:
+            hint, *extras = typing.get_args(hint)
+            bounds = str(extras[0])
+        fields.append(Field(parameter.name, hint, parameter.default, bounds))
     return [field for field in fields if field.name != "image_shape" and _is_simple(field.type)]
 
 

@@ -31,9 +31,8 @@ gradients, exact in name only.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
 from ..sample import follow_flow
-from ..solver import Solver, check_choice, check_range
+from ..solver import Range, Solver
 from ..times import restoration
 from ._descent import curvature
 from ._hold import proximal_step
@@ -82,19 +81,12 @@ class DAPS(Solver[State]):
     times = "restoration"
     steps = 50
 
-    ode_steps: int = 2
+    ode_steps: Annotated[int, Range(1)] = 2
     inner: Inner = "langevin"
-    langevin_steps: int = 30
-    step_size: float = 0.2
-    spread: float = 0.7
-    data_std: float = 0.2
-
-    def __post_init__(self) -> None:
-        check_range(self, 1, math.inf, "ode_steps")
-        check_range(self, 0, math.inf, "langevin_steps")
-        check_range(self, 0, 2, "step_size")
-        check_range(self, 1e-3, HIGHEST, "spread", "data_std")
-        check_choice(self, "inner", Inner)
+    langevin_steps: Annotated[int, Range(0)] = 30
+    step_size: Annotated[float, Range(0, 2)] = 0.2
+    spread: Annotated[float, Range(0.001, HIGHEST)] = 0.7
+    data_std: Annotated[float, Range(0.001, HIGHEST)] = 0.2
 
     def network_calls(self, steps: int) -> int:
         return steps * self.ode_steps

@@ -30,6 +30,7 @@ noise as in the null space, slightly more than needed, since how much of it came
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ from ..operators.spectral import SpectralOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Range, Solver
 from ._hold import proximal_step
 from ._path import transition
 from ._start import noisy_first_guess
@@ -60,10 +61,7 @@ class DDNM(Solver[Tensor]):
     times = "from_data"
     steps = 50
 
-    eta: float = 0.85
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, 1, "eta")
+    eta: Annotated[float, Range(0, 1)] = 0.85
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)

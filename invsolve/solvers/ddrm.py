@@ -33,6 +33,7 @@ has too little noise for its time: hence eta_c = 1 here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ from ..operators.spectral import SpectralOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Range, Solver
 from ._hold import proximal_step
 from ._path import transition
 from ._start import noisy_first_guess
@@ -64,12 +65,9 @@ class DDRM(Solver[Tensor]):
     times = "from_data"
     steps = 20
 
-    eta_a: float = 0.85
-    eta_b: float = 1.0
-    eta_c: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, 1, "eta_a", "eta_b", "eta_c")
+    eta_a: Annotated[float, Range(0, 1)] = 0.85
+    eta_b: Annotated[float, Range(0, 1)] = 1.0
+    eta_c: Annotated[float, Range(0, 1)] = 1.0
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)

@@ -25,8 +25,8 @@ here every picture has its own.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
@@ -34,7 +34,7 @@ from ..priors.base import Prior
 from ..problem import Problem, first_guess
 from ..rng import ImageRng
 from ..sample import follow_flow
-from ..solver import Solver, check_range
+from ..solver import Range, Solver
 from ..times import make_times
 from ._source import Descent, Objective, chi_nll, descend, start_descent, transport, transport_calls
 
@@ -56,15 +56,10 @@ class DFlow(Solver[Descent]):
     times = "uniform"
     steps = 10
 
-    weight: float = 1.0
-    blend: float = 0.1
-    ode_steps: int = 6
-    evaluations: int = 10
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "weight")
-        check_range(self, 0, 1, "blend")
-        check_range(self, 1, math.inf, "ode_steps", "evaluations")
+    weight: Annotated[float, Range(0)] = 1.0
+    blend: Annotated[float, Range(0, 1)] = 0.1
+    ode_steps: Annotated[int, Range(1)] = 6
+    evaluations: Annotated[int, Range(1)] = 10
 
     def network_calls(self, steps: int) -> int:
         one = transport_calls(self.ode_steps)

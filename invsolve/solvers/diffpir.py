@@ -25,8 +25,8 @@ what a blur has all but removed comes back as noise.  r_t is the standard deviat
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
@@ -35,7 +35,7 @@ from ..operators.base import LinearOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Range, Solver
 from ._hold import proximal_step
 from ._path import isotropic_std
 from ._start import noisy_first_guess
@@ -59,14 +59,9 @@ class DiffPIR(Solver[Tensor]):
     times = "restoration"
     steps = 50
 
-    weight: float = 0.6
-    zeta: float = 1.0
-    data_std: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "weight")
-        check_range(self, 0, 1, "zeta")
-        check_range(self, 1e-3, math.inf, "data_std")
+    weight: Annotated[float, Range(0)] = 0.6
+    zeta: Annotated[float, Range(0, 1)] = 1.0
+    data_std: Annotated[float | None, Range(0.001)] = 1.0
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)

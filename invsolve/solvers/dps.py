@@ -23,8 +23,8 @@ mixtures (arXiv 2308.07983) runs DPS with step_size 0.2, eta 1 and a temperature
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from ..linalg import expand_to, norm
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Range, Solver
 from ._path import ancestral_std, transition
 from ._start import noisy_first_guess
 
@@ -55,14 +55,10 @@ class DPS(Solver[Tensor]):
     times = "restoration"
     steps = 100
 
-    step_size: float = 10.0
-    eta: float = 1.0
-    temperature: float = 1.0
+    step_size: Annotated[float, Range(0)] = 10.0
+    eta: Annotated[float, Range(0, 1)] = 1.0
+    temperature: Annotated[float, Range(0, 1)] = 1.0
     clip: bool = False
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "step_size")
-        check_range(self, 0, 1, "eta", "temperature")
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)

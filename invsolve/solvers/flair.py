@@ -43,9 +43,8 @@ is wrong.  On a Gaussian posterior a weaker pull (0.2 without max_pull) keeps mo
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +54,7 @@ from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem, first_guess
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Range, Solver
 from ._hold import approach_data, meet_data
 from ._misfit import misfit
 
@@ -88,18 +87,13 @@ class FLAIR(Solver[State]):
     times = "flair"
     steps = 50
 
-    regularizer_weight: float = 0.5
-    max_pull: float | None = 0.8
-    carry: float = 1.0
-    weight_shift: float | None = 0.0
-    data_steps: int = 15
-    data_lr: float | None = None
-    tolerance: float | None = None
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "regularizer_weight", "max_pull", "data_steps", "data_lr", "tolerance")
-        check_range(self, 0, 1, "carry")
-        check_range(self, -1e6, 1e6, "weight_shift")
+    regularizer_weight: Annotated[float, Range(0)] = 0.5
+    max_pull: Annotated[float | None, Range(0)] = 0.8
+    carry: Annotated[float, Range(0, 1)] = 1.0
+    weight_shift: Annotated[float | None, Range(-1000000.0, 1000000.0)] = 0.0
+    data_steps: Annotated[int, Range(0)] = 15
+    data_lr: Annotated[float | None, Range(0)] = None
+    tolerance: Annotated[float | None, Range(0)] = None
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         mu = prior.encode(first_guess(problem))

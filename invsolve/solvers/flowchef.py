@@ -23,6 +23,7 @@ residual says.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
@@ -30,7 +31,7 @@ from ..linalg import grad
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver
+from ..solver import Range, Solver
 from ._hold import approach_data
 from ._misfit import DataTerm, check_data_term, check_step, misfit
 from ._start import noisy_first_guess
@@ -52,10 +53,11 @@ class FlowChef(Solver[Tensor]):
     times = "karras"
     steps = 28
 
-    step_size: float | None = None
+    step_size: Annotated[float | None, Range(0)] = None
     data_term: DataTerm = "norm"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_step(self, self.step_size, self.data_term)
 
     def check(self, problem: Problem, prior: Prior | None = None) -> None:

@@ -35,8 +35,8 @@ blurs and small pictures; where pixels are hidden `flowdps(carry=0.0)` on the gr
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
@@ -45,7 +45,7 @@ from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Range, Solver
 from ._hold import approach_data
 from ._misfit import DataTerm, check_data_term, check_step, misfit
 from ._start import noisy_first_guess
@@ -71,15 +71,14 @@ class FlowDPS(Solver[Tensor]):
     times = "flowdps"
     steps = 28
 
-    step_size: float | None = None
-    inner_steps: int = 15
+    step_size: Annotated[float | None, Range(0)] = None
+    inner_steps: Annotated[int, Range(0)] = 15
     data_term: DataTerm = "norm"
-    carry: float = 1.0
+    carry: Annotated[float, Range(0, 1)] = 1.0
     interpolate: bool | None = None
 
     def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "inner_steps")
-        check_range(self, 0, 1, "carry")
+        super().__post_init__()
         check_step(self, self.step_size, self.data_term)
 
     def check(self, problem: Problem, prior: Prior | None = None) -> None:

@@ -24,8 +24,8 @@ varies far less than nu_t, gamma = 1 leaves noise in the picture.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
@@ -34,7 +34,7 @@ from ..operators.base import LinearOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Range, Solver
 from ._hold import proximal_step
 from ._path import isotropic_std
 from ._start import noisy_first_guess
@@ -55,12 +55,8 @@ class FLOWER(Solver[Tensor]):
     times = "restoration"
     steps = 50
 
-    gamma: float = 0.0
-    data_std: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, 1, "gamma")
-        check_range(self, 1e-3, math.inf, "data_std")
+    gamma: Annotated[float, Range(0, 1)] = 0.0
+    data_std: Annotated[float, Range(0.001)] = 1.0
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)

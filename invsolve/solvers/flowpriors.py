@@ -24,9 +24,8 @@ On a path other than the rectified flow, x, t and s are those of the flow with e
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Range, Solver
 from ._start import noisy_first_guess
 
 __all__ = ["FlowPriors"]
@@ -64,12 +63,9 @@ class FlowPriors(Solver[State]):
     times = "uniform"
     steps = 100
 
-    weight: float = 1.0
-    lr: float = 1.0
-    inner_steps: int = 1
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "weight", "lr", "inner_steps")
+    weight: Annotated[float, Range(0)] = 1.0
+    lr: Annotated[float, Range(0)] = 1.0
+    inner_steps: Annotated[int, Range(0)] = 1
 
     def network_calls(self, steps: int) -> int:
         return steps * (self.inner_steps + 1)

@@ -38,7 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ from ..operators.spectral import SpectralOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_choice, check_range
+from ..solver import Range, Solver
 from ._resampling import Resampling, resample
 
 __all__ = ["MCGDiff"]
@@ -95,12 +95,8 @@ class MCGDiff(Solver[State]):
     times = "vp"
     steps = 200
 
-    eta: float = 1.0
+    eta: Annotated[float, Range(0.01, 1)] = 1.0
     resampling: Resampling = "systematic"
-
-    def __post_init__(self) -> None:
-        check_range(self, 0.01, 1, "eta")
-        check_choice(self, "resampling", Resampling)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         operator, (alpha, sigma) = _spectral(problem), prior.schedule(t)

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng, derive_seed
 from ..sample import measure, sample_prior
-from ..solver import Solver, check_range
+from ..solver import Range, Solver
 
 __all__ = ["MMDFlow"]
 
@@ -100,18 +100,15 @@ class MMDFlow(Solver[Chain | Particles]):
     steps = 20
 
     folder: str | None = None
-    pairs: int = 512
-    flow_steps: int = 20
-    slices: int = 128
-    step_size: float = 0.5
-    momentum: float = 0.8
-    cloud_seed: int = 0
+    pairs: Annotated[int, Range(2)] = 512
+    flow_steps: Annotated[int, Range(1)] = 20
+    slices: Annotated[int, Range(1)] = 128
+    step_size: Annotated[float, Range(0)] = 0.5
+    momentum: Annotated[float, Range(0, 1)] = 0.8
+    cloud_seed: Annotated[int, Range(0)] = 0
 
     def __post_init__(self) -> None:
-        check_range(self, 2, math.inf, "pairs")
-        check_range(self, 1, math.inf, "flow_steps", "slices")
-        check_range(self, 0, math.inf, "step_size", "cloud_seed")
-        check_range(self, 0, 1, "momentum")
+        super().__post_init__()
         if self.folder is not None:
             load_fitted(self.folder)  # a mistyped name must not wait for the prior
 

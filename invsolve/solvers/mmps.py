@@ -29,6 +29,7 @@ one over their number.  The grid `restoration` starts too low for that, but give
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
@@ -36,7 +37,7 @@ from ..operators.base import LinearOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Range, Solver
 from ._moments import match_moments
 from ._path import ancestral_std, transition
 from ._start import noisy_first_guess
@@ -59,12 +60,8 @@ class MMPS(Solver[Tensor]):
     times = "karras"
     steps = 100
 
-    krylov_steps: int = 3
-    eta: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_range(self, 1, 1000, "krylov_steps")
-        check_range(self, 0, 1, "eta")
+    krylov_steps: Annotated[int, Range(1, 1000)] = 3
+    eta: Annotated[float, Range(0, 1)] = 1.0
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)

@@ -23,9 +23,8 @@ time of equal sigma/alpha is the same motion of the ends.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_choice, check_range
+from ..solver import Range, Solver
 from ._hold import pseudo_inverse_guidance
 from ._path import denoising_gain, isotropic_std
 from ._start import noisy_first_guess
@@ -60,14 +59,9 @@ class OTODE(Solver[Tensor]):
     times = "restoration"
     steps = 100
 
-    weight: float = 1.0
+    weight: Annotated[float, Range(0)] = 1.0
     gamma: Gamma = "constant"
-    data_std: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "weight")
-        check_range(self, 1e-3, math.inf, "data_std")
-        check_choice(self, "gamma", Gamma)
+    data_std: Annotated[float, Range(0.001)] = 0.5
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)

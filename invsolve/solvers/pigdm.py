@@ -25,9 +25,8 @@ shrink with the step: it is the stronger with few steps, but with a hundred it f
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 
@@ -36,7 +35,7 @@ from ..operators.base import PinvOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_choice, check_range
+from ..solver import Range, Solver
 from ._hold import pseudo_inverse_guidance
 from ._path import ancestral_std, denoising_gain, isotropic_std, transition
 from ._start import noisy_first_guess
@@ -62,16 +61,10 @@ class PiGDM(Solver[Tensor]):
     times = "restoration"
     steps = 30
 
-    weight: float = 1.0
-    eta: float = 1.0
-    data_std: float = 1.0
+    weight: Annotated[float, Range(0)] = 1.0
+    eta: Annotated[float, Range(0, 1)] = 1.0
+    data_std: Annotated[float, Range(0.001)] = 1.0
     update: Update = "clean"
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "weight")
-        check_range(self, 0, 1, "eta")
-        check_range(self, 1e-3, math.inf, "data_std")
-        check_choice(self, "update", Update)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)

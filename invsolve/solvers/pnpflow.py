@@ -24,9 +24,8 @@ that is below the noise of the data, the data no longer pull.  The paper's alpha
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem, first_guess
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Range, Solver
 from ._descent import curvature, downhill
 from ._misfit import misfit
 
@@ -66,14 +65,9 @@ class PnPFlow(Solver[State]):
     times = "restoration"
     steps = 50
 
-    step_size: float = 1.0
-    alpha: float = 0.0
-    averages: int = 1
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, 2, "step_size")
-        check_range(self, 0, math.inf, "alpha")
-        check_range(self, 1, math.inf, "averages")
+    step_size: Annotated[float, Range(0, 2)] = 1.0
+    alpha: Annotated[float, Range(0)] = 0.0
+    averages: Annotated[int, Range(1)] = 1
 
     def network_calls(self, steps: int) -> int:
         return steps * self.averages

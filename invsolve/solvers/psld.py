@@ -35,9 +35,8 @@ same picture.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ from ..operators.base import LinearOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_choice, check_range
+from ..solver import Range, Solver
 from ._hold import explain_data
 from ._path import isotropic_std
 from ._start import noisy_first_guess
@@ -72,15 +71,10 @@ class PSLD(Solver[Tensor]):
     times = "karras"
     steps = 28
 
-    step_size: float | None = None
-    gluing: float = 0.3
+    step_size: Annotated[float | None, Range(0)] = None
+    gluing: Annotated[float, Range(0)] = 0.3
     back: Back = "prox"
-    data_std: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "step_size", "gluing")
-        check_range(self, 1e-3, math.inf, "data_std")
-        check_choice(self, "back", Back)
+    data_std: Annotated[float, Range(0.001)] = 1.0
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> Tensor:
         return noisy_first_guess(t, problem, prior, rng)

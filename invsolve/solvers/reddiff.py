@@ -24,9 +24,8 @@ The official code takes the means over the whole batch, which only scales both t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ from ..linalg import expand_to, grad
 from ..priors.base import Prior
 from ..problem import Problem, first_guess
 from ..rng import ImageRng
-from ..solver import Solver, check_choice, check_range
+from ..solver import Range, Solver
 from ._misfit import misfit
 from ._weighting import Convention, Weighting, weigh, weight_of_means
 
@@ -66,15 +65,10 @@ class REDDiff(Solver[State]):
     times = "vp"
     steps = 100
 
-    lr: float = 0.1
-    weight: float = 0.25
+    lr: Annotated[float, Range(0)] = 0.1
+    weight: Annotated[float, Range(0)] = 0.25
     convention: Convention = "mean"
     weighting: Weighting = "s_over_a"
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "lr", "weight")
-        check_choice(self, "convention", Convention)
-        check_choice(self, "weighting", Weighting)
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         mu = prior.encode(first_guess(problem)).clone()

@@ -38,9 +38,8 @@ at most 15 conjugate gradients whose step length is that of a linear problem, fe
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,7 +48,7 @@ from ..linalg import norm
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_range
+from ..solver import Range, Solver
 from ._hold import approach_data, meet_data
 from ._start import noisy_first_guess
 
@@ -85,17 +84,13 @@ class ReSample(Solver[State]):
     times = "restoration"
     steps = 50
 
-    step_size: float | None = None
-    period: int = 1
-    travel: int = 0
-    gamma: float = 40.0
-    hard_below: float = 9.4
-    pixel_above: float = 1.45
-    data_steps: int = 15
-
-    def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "step_size", "gamma", "hard_below", "pixel_above", "data_steps", "travel")
-        check_range(self, 1, math.inf, "period")
+    step_size: Annotated[float | None, Range(0)] = None
+    period: Annotated[int, Range(1)] = 1
+    travel: Annotated[int, Range(0)] = 0
+    gamma: Annotated[float, Range(0)] = 40.0
+    hard_below: Annotated[float, Range(0)] = 9.4
+    pixel_above: Annotated[float, Range(0)] = 1.45
+    data_steps: Annotated[int, Range(0)] = 15
 
     def network_calls(self, steps: int) -> int:
         """Those of a grid that starts below `hard_below`; with `travel`, steps above it take fewer."""

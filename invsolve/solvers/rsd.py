@@ -49,7 +49,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ from ..linalg import dot, expand_to, grad
 from ..priors.base import Prior
 from ..problem import Problem, first_guess
 from ..rng import ImageRng
-from ..solver import Solver, check_choice, check_range
+from ..solver import Range, Solver
 from ._misfit import misfit
 from ._weighting import Convention, Weighting, weigh, weight_of_means
 
@@ -108,23 +108,20 @@ class RSD(Solver[State]):
     steps = 100
 
     split: bool | None = None
-    lr: float = 0.1
-    lr_x: float = 0.05
-    weight: float = 0.25
+    lr: Annotated[float, Range(0)] = 0.1
+    lr_x: Annotated[float, Range(0)] = 0.05
+    weight: Annotated[float, Range(0)] = 0.25
     convention: Convention = "mean"
     weighting: Weighting = "trunc_linear"
-    coupling: float = 0.2
-    gamma: float = 0.003
-    sigma_break: float = 0.0
+    coupling: Annotated[float, Range(0)] = 0.2
+    gamma: Annotated[float, Range(0)] = 0.003
+    sigma_break: Annotated[float, Range(0)] = 0.0
     features: str = "latent"
     network: str | None = None
     start: Start = "data"
 
     def __post_init__(self) -> None:
-        check_range(self, 0, math.inf, "lr", "lr_x", "weight", "coupling", "gamma", "sigma_break")
-        check_choice(self, "convention", Convention)
-        check_choice(self, "weighting", Weighting)
-        check_choice(self, "start", Start)
+        super().__post_init__()
         check_features(self.features, self.network, "latent")
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ from ..priors.base import Prior
 from ..priors.schedule import LinearFlow
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_choice, check_range
+from ..solver import Range, Solver
 from ._source import Descent, Objective, chi_nll, descend, start_descent, transport, transport_calls, value_grad_z
 
 __all__ = ["SGFM"]
@@ -83,17 +83,11 @@ class SGFM(Solver[Chain | Descent]):
     steps = 60
 
     variant: Variant = "hmc"
-    ode_steps: int = 10
-    leapfrog_steps: int = 4
-    global_moves: int = 2
-    burn_in: float = 0.75
-    evaluations: int = 10
-
-    def __post_init__(self) -> None:
-        check_range(self, 1, math.inf, "ode_steps", "leapfrog_steps", "evaluations")
-        check_range(self, 0, math.inf, "global_moves")
-        check_range(self, 0, 1, "burn_in")
-        check_choice(self, "variant", Variant)
+    ode_steps: Annotated[int, Range(1)] = 10
+    leapfrog_steps: Annotated[int, Range(1)] = 4
+    global_moves: Annotated[int, Range(0)] = 2
+    burn_in: Annotated[float, Range(0, 1)] = 0.75
+    evaluations: Annotated[int, Range(1)] = 10
 
     def network_calls(self, steps: int) -> int:
         per_step = self.global_moves + 1 + self.leapfrog_steps if self.variant == "hmc" else self.evaluations

@@ -31,9 +31,8 @@ is the z0 for which the weight was taken, without delta.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,7 +42,7 @@ from ..operators.base import LinearOperator
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng
-from ..solver import Solver, check_choice, check_range
+from ..solver import Range, Solver
 from ._moments import match_moments
 from ._path import ancestral_std, isotropic_std
 from ._resampling import Resampling, resample
@@ -81,18 +80,11 @@ class TDS(Solver[State]):
     times = "vp"
     steps = 100
 
-    krylov_steps: int = 0
-    data_std: float = 1.0
-    eta: float = 1.0
-    resample_below: float = 1.0
+    krylov_steps: Annotated[int, Range(0, 1000)] = 0
+    data_std: Annotated[float, Range(0.001)] = 1.0
+    eta: Annotated[float, Range(0.01, 1)] = 1.0
+    resample_below: Annotated[float, Range(0, 1)] = 1.0
     resampling: Resampling = "systematic"
-
-    def __post_init__(self) -> None:
-        check_range(self, 1e-3, math.inf, "data_std")
-        check_range(self, 0.01, 1, "eta")
-        check_range(self, 0, 1000, "krylov_steps")
-        check_range(self, 0, 1, "resample_below")
-        check_choice(self, "resampling", Resampling)
 
     def check(self, problem: Problem, prior: Prior | None = None) -> None:
         super().check(problem, prior)
