@@ -7,9 +7,22 @@ import dataclasses
 import math
 import numbers
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from torch import Tensor
 
@@ -72,6 +85,9 @@ class Solver(abc.ABC, Generic[State]):
     needs_float32: ClassVar[bool] = False  # it magnifies the rounding of a network in half precision; see `precise`
     times: ClassVar[str] = "uniform"  # default time grid, a name of times.TIMES
     steps: ClassVar[int] = 50  # default number of steps
+    published: ClassVar[
+        Mapping[str, Any]
+    ] = {}  # hyperparameters of the authors' code, where it differs; see `official`
 
     def check(self, problem: Problem, prior: Prior | None = None) -> None:
         """Refuse what this solver cannot do, before a network runs.
@@ -111,6 +127,22 @@ class Solver(abc.ABC, Generic[State]):
     @abc.abstractmethod
     def step(self, state: State, t: Tensor, s: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         """From time t to s < t."""
+
+    @classmethod
+    def official(cls, **changes: Any) -> Self:
+        """The solver with the hyperparameters of its authors' code; the file of the solver names their grid and steps.
+
+        Arguments:
+            changes: hyperparameters to set otherwise.
+
+        Raises:
+            ValueError: no settings of the authors are known, or a value is out of range.
+        """
+        if not cls.published:
+            raise ValueError(
+                f"{cls.__name__} has no official settings of its own; its defaults are those of the table in its file."
+            )
+        return cls(**{**cls.published, **changes})
 
     def network_calls(self, steps: int) -> int:
         """Calls of `prior.predict` per sample in a run of that many steps; a test holds every solver to it."""

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 __all__ = ["Field", "format_spec", "parse_level", "parse_sigma", "parse_spec", "spec_fields", "split_spec"]
 
+OFFICIAL = "official"  # in place of a field: the settings of the authors' code
 SHOWN = 80  # characters of a wrong value in a message
 MAX_LENGTH = 2000  # a spec is typed by hand; longer text is a mistake, and the parser's recursion is bounded
 
@@ -64,6 +65,8 @@ def parse_spec(
     if name not in table:
         raise ValueError(f"Unknown {kind} {name!r}{_hint(name, table)}; choose one of {', '.join(table)}.")
     fields = {field.name: field for field in spec_fields(table[name])}
+    if kind == "solver" and OFFICIAL in values:
+        values = _official(name, values, table)
     known = f"its fields are {', '.join(map(str, fields.values()))}" if fields else "it has no fields"
     for key in values:
         if key not in fields:
@@ -72,6 +75,15 @@ def parse_spec(
     if missing:
         raise ValueError(f"{kind} {name} needs {', '.join(missing)}; {known}.")
     return name, {key: _convert(value, fields[key], f"{kind} {name}") for key, value in values.items()}
+
+
+def _official(name: str, values: Mapping[str, Any], table: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
+    """The values of a solver with the settings of its authors' code, under those that are given."""
+    published = getattr(table[name], "published", {})
+    if values[OFFICIAL] is not True or not published:
+        having = ", ".join(key for key, entry in table.items() if getattr(entry, "published", {}))
+        raise ValueError(f"solver {name} has no official settings of its own; these have: {having}.")
+    return {**published, **{key: value for key, value in values.items() if key != OFFICIAL}}
 
 
 def split_spec(spec: str, kind: str) -> tuple[str, dict[str, Any]]:
@@ -92,12 +104,13 @@ def split_spec(spec: str, kind: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"Cannot read the {kind} {_short(spec)}; {example}.") from None
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
         raise ValueError(f"Cannot read the {kind} {_short(spec)}; {example}.")
-    if call.args or any(keyword.arg is None for keyword in call.keywords):
+    official = kind == "solver" and [getattr(arg, "id", None) for arg in call.args] == [OFFICIAL]
+    if (call.args and not official) or any(keyword.arg is None for keyword in call.keywords):
         raise ValueError(f"The fields of the {kind} {_short(spec)} must be named; {example}.")
     fields = {str(keyword.arg): _literal(keyword.value, kind, spec) for keyword in call.keywords}
     if len(fields) < len(call.keywords):
         raise ValueError(f"A field of the {kind} {_short(spec)} is given twice; leave one out.")
-    return match[1], fields
+    return match[1], {OFFICIAL: True} | fields if official else fields
 
 
 def format_spec(name: str, fields: Mapping[str, Any]) -> str:

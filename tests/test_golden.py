@@ -44,7 +44,7 @@ def test_flowdps():
     times = flowdps_times(6)
     torch.testing.assert_close(times[:-1], trace["sigmas"].double(), rtol=0, atol=1e-6)
     times = torch.cat([trace["sigmas"].double(), torch.zeros(1).double()])
-    solver = FlowDPS(step_size=0.5, inner_steps=3, data_term="pinv_norm")
+    solver = FlowDPS.official(step_size=0.5)
     rng = ReplayRng(trace["noise"])
     z = trace["z_init"]
     for k, (t, s) in enumerate(pairwise(times)):
@@ -55,7 +55,7 @@ def test_flowdps():
 
 def test_reddiff():
     trace, prior, problem, times = pixel_toy("reddiff_avgpool2")
-    solver = REDDiff(lr=0.1, weight=0.25, weighting="s_over_a")
+    solver = REDDiff.official()
     rng = ReplayRng(trace["noise"][1::2])  # the other half is multiplied by sigma_x0 = 0
     state = solver.init(times[0], problem, prior, rng)
     for k, (t, s) in enumerate(pairwise(times)):
@@ -65,7 +65,7 @@ def test_reddiff():
 
 def test_dps():
     trace, prior, problem, times = pixel_toy("dps_avgpool2")
-    solver = DPS(step_size=2.0, eta=1.0)
+    solver = DPS.official(step_size=2.0, clip=False)
     rng = ReplayRng(trace["noise"][1:])
     z = trace["trajectory"][0]
     for k, (t, s) in enumerate(pairwise(times)):
@@ -77,7 +77,7 @@ def test_pigdm():
     """Noiseless data are held to a tolerance here, which is zero in the recorded run."""
     trace, prior, problem, times = pixel_toy("pgdm_avgpool2")
     problem = replace(problem, noise=NoNoise(tolerance=1e-9))
-    solver, rng = PiGDM(weight=1.0, eta=1.0), ReplayRng(trace["noise"])
+    solver, rng = PiGDM.official(), ReplayRng(trace["noise"])
     z = solver.init(times[0], problem, prior, rng)
     torch.testing.assert_close(z, trace["trajectory"][0], **TOLERANCE)
     for k, (t, s) in enumerate(pairwise(times)):
@@ -88,8 +88,8 @@ def test_pigdm():
 @pytest.mark.parametrize(
     ("name", "solver"),
     [
-        ("flowchef", FlowChef(step_size=0.5, data_term="pinv_norm")),
-        ("psld", PSLD(step_size=0.5, gluing=0.1, back="pinv")),
+        ("flowchef", FlowChef.official(step_size=0.5)),
+        ("psld", PSLD.official(step_size=0.5, back="pinv")),
     ],
 )
 def test_flowchef_and_psld(name, solver):
@@ -113,7 +113,7 @@ def test_flair():
     operator = build_operator("inpaint-box", (3, 16, 16), top=4, left=6, height=8, width=8)
     problem = Problem(operator, NoNoise(), trace["y"])
     torch.testing.assert_close(flair_times(6)[:-1], trace["t"], **TOLERANCE)
-    solver = FLAIR(regularizer_weight=0.5, max_pull=None, data_steps=4, data_lr=0.1, tolerance=1e-4)
+    solver = FLAIR.official(data_steps=4)
     state = solver.init(trace["t"][0], problem, prior, ReplayRng([trace["start_noise"]]))
     torch.testing.assert_close(state.mu, trace["mu_init"], **TOLERANCE)
     for k, t in enumerate(trace["t"]):

@@ -121,3 +121,21 @@ def test_sigma_auto() -> None:
 def test_sigma_refused_says_the_units(text: str) -> None:
     with pytest.raises(ValueError, match=r"--sigma .*(\[-1, 1\]|negative)"):
         parse_sigma(text)
+
+
+def test_the_official_settings_of_a_solver():
+    """By one word, under what is given beside it; who has none says which have."""
+    assert build_solver("flair(official)") == FLAIR.official() != FLAIR()
+    assert build_solver("flair(official, data_steps=4)") == FLAIR.official(data_steps=4)
+    assert build_solver({"name": "psld", "official": True}) == PSLD.official()
+    for solver in SOLVERS.values():
+        if solver.published:
+            assert all(getattr(solver.official(), key) == value for key, value in solver.published.items())
+    for wrong in ("ddnm(official)", {"name": "flair", "official": False}):
+        with pytest.raises(ValueError, match=r"no official settings of its own; these have: flowdps, flair"):
+            build_solver(wrong)
+    with pytest.raises(ValueError, match="no official settings"):
+        SOLVERS["ddnm"].official()
+    for wrong in ("flair(other)", "flair(official, official)", "flair(3)"):
+        with pytest.raises(ValueError, match="must be named"):
+            build_solver(wrong)

@@ -23,8 +23,9 @@ mixtures (arXiv 2308.07983) runs DPS with step_size 0.2, eta 1 and a temperature
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -54,6 +55,7 @@ class DPS(Solver[Tensor]):
 
     times = "restoration"
     steps = 100
+    published: ClassVar[Mapping[str, Any]] = {"step_size": 0.3, "clip": True}
 
     step_size: Annotated[float, Range(0)] = 10.0
     eta: Annotated[float, Range(0, 1)] = 1.0

@@ -43,8 +43,9 @@ is wrong.  On a Gaussian posterior a weaker pull (0.2 without max_pull) keeps mo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,6 +87,7 @@ class FLAIR(Solver[State]):
 
     times = "flair"
     steps = 50
+    published: ClassVar[Mapping[str, Any]] = {"max_pull": None, "data_lr": 0.1, "tolerance": 1e-4}
 
     regularizer_weight: Annotated[float, Range(0)] = 0.5
     max_pull: Annotated[float | None, Range(0)] = 0.8

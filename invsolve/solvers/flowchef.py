@@ -22,8 +22,9 @@ residual says.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
@@ -52,6 +53,7 @@ class FlowChef(Solver[Tensor]):
 
     times = "karras"
     steps = 28
+    published: ClassVar[Mapping[str, Any]] = {"step_size": 15.0, "data_term": "pinv_norm"}
 
     step_size: Annotated[float | None, Range(0)] = None
     data_term: DataTerm = "norm"

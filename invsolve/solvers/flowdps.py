@@ -35,8 +35,9 @@ blurs and small pictures; where pixels are hidden `flowdps(carry=0.0)` on the gr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
@@ -70,6 +71,7 @@ class FlowDPS(Solver[Tensor]):
 
     times = "flowdps"
     steps = 28
+    published: ClassVar[Mapping[str, Any]] = {"step_size": 15.0, "inner_steps": 3, "data_term": "pinv_norm"}
 
     step_size: Annotated[float | None, Range(0)] = None
     inner_steps: Annotated[int, Range(0)] = 15

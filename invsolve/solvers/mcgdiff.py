@@ -36,9 +36,9 @@ compared with the prior, a thousand particles are too few (docs/suites.md, `gaus
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,6 +94,7 @@ class MCGDiff(Solver[State]):
     latents = False
     times = "vp"
     steps = 200
+    published: ClassVar[Mapping[str, Any]] = {"eta": 0.85, "resampling": "multinomial"}
 
     eta: Annotated[float, Range(0.01, 1)] = 1.0
     resampling: Resampling = "systematic"

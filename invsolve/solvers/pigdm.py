@@ -25,8 +25,9 @@ shrink with the step: it is the stronger with few steps, but with a hundred it f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -60,6 +61,7 @@ class PiGDM(Solver[Tensor]):
     requires = PinvOperator
     times = "restoration"
     steps = 30
+    published: ClassVar[Mapping[str, Any]] = {"weight": 1.0, "eta": 1.0}
 
     weight: Annotated[float, Range(0)] = 1.0
     eta: Annotated[float, Range(0, 1)] = 1.0

@@ -35,8 +35,9 @@ same picture.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -70,6 +71,7 @@ class PSLD(Solver[Tensor]):
     requires = LinearOperator
     times = "karras"
     steps = 28
+    published: ClassVar[Mapping[str, Any]] = {"step_size": 1.0, "gluing": 0.1, "back": "adjoint"}
 
     step_size: Annotated[float | None, Range(0)] = None
     gluing: Annotated[float, Range(0)] = 0.3

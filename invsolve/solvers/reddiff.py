@@ -24,8 +24,9 @@ The official code takes the means over the whole batch, which only scales both t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +65,7 @@ class REDDiff(Solver[State]):
 
     times = "vp"
     steps = 100
+    published: ClassVar[Mapping[str, Any]] = {"lr": 0.1, "weight": 0.25, "weighting": "s_over_a"}
 
     lr: Annotated[float, Range(0)] = 0.1
     weight: Annotated[float, Range(0)] = 0.25

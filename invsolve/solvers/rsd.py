@@ -47,9 +47,9 @@ without repulsion and with RED-diff's weighting is RED-diff.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,6 +106,15 @@ class RSD(Solver[State]):
     interacting = True
     times = "vp"
     steps = 100
+    published: ClassVar[Mapping[str, Any]] = {
+        "weight": 0.1,
+        "lr": 0.2,
+        "lr_x": 0.2,
+        "gamma": 0.0,
+        "weighting": "s_over_a",
+        "sigma_break": 1.16,
+        "start": "noise",
+    }
 
     split: bool | None = None
     lr: Annotated[float, Range(0)] = 0.1
