@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from invsolve.operators import OPERATORS
-from invsolve.solvers import SOLVERS
+from invsolve.solvers import FLAIR, PSLD, SOLVERS, build_solver
 from invsolve.spec import format_spec, parse_sigma, parse_spec, spec_fields
 
 

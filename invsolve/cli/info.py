@@ -91,7 +91,8 @@ def _claims(solver: type[Solver[Any]]) -> str:
     together = "; the samples of one picture see each other" if solver.interacting else ""
     published = ", ".join(f"{key}={value!r}" for key, value in solver.published.items())
     official = f"  With (official) in place of fields: {published}." if published else ""
-    return f"Takes {needs}.  Its samples {follows}{together}.  By default {solver.steps} steps of the grid {solver.times}.{official}"
+    grid = f"By default {solver.steps} steps of the grid {solver.times}."
+    return f"Takes {needs}.  Its samples {follows}{together}.  {grid}{official}"
 
 
 def _paragraphs(entry: Callable[..., Any]) -> list[str]:
