@@ -7,22 +7,16 @@ import functools
 import inspect
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..linalg import norm, proximal_cg
 
-__all__ = [
-    "Chain",
-    "Compose",
-    "LinearOperator",
-    "Operator",
-    "PinvOperator",
-    "Shape",
-    "check_shape",
-]
+Row = TypeVar("Row", bound=Callable[..., Any])  # a function of OPERATORS
+
+__all__ = ["Chain", "Compose", "LinearOperator", "Operator", "PinvOperator", "Shape", "check_shape", "shaped_by"]
 
 Shape = tuple[int, int, int]  # (C, H, W), no batch axis
 
@@ -76,6 +70,21 @@ def check_shape(name: str, what: str, x: Tensor, shape: tuple[int, ...], remedy:
     if tuple(x.shape[1:]) != tuple(shape):
         expected = ", ".join(str(n) for n in shape)
         raise ValueError(f"{name} expects {what} (B, {expected}), got {tuple(x.shape)}; {remedy} or resize the input.")
+
+
+def shaped_by(rule: Callable[..., Shape], *, adds_border: bool = False) -> Callable[[Row], Row]:
+    """Tell of a row of OPERATORS that its data have another shape than the picture.
+
+    Arguments:
+        rule: (data_shape, **fields) -> image_shape; it takes every field of the row.
+        adds_border: whether the picture is larger by a border that is cut off at the end.
+    """
+
+    def mark(row: Row) -> Row:
+        row.__dict__.update(image_shape_of=rule, adds_border=adds_border)
+        return row
+
+    return mark
 
 
 class Operator(nn.Module, abc.ABC):

@@ -12,7 +12,7 @@ from ..linalg import expand_to
 from .base import Shape
 from .spectral import SpectralOperator
 
-__all__ = ["Grayscale", "Weights", "coloured_shape"]
+__all__ = ["Grayscale", "Weights"]
 
 Weights = Literal["mean", "luma"]
 
@@ -44,6 +44,18 @@ class Grayscale(SpectralOperator):
         values = _REC_601 if weights == "luma" else [1 / channels] * channels
         self.register_buffer("weight", torch.tensor(values, dtype=torch.float64)[:, None, None])  # (C, 1, 1)
 
+    @staticmethod
+    def image_shape_of(data_shape: Shape, *, weights: Weights) -> Shape:  # noqa: ARG004 rules take every field
+        """The colour picture behind a grey one.
+
+        Raises:
+            ValueError: if the data is not grey.
+        """
+        channels, height, width = data_shape
+        if channels != 1:
+            raise ValueError(f"grayscale expects a grey picture (1 channel), got {channels}; save it as grey.")
+        return 3, height, width
+
     def forward(self, x: Tensor) -> Tensor:
         return (self.weight.to(x.dtype) * x).sum(dim=1, keepdim=True)
 
@@ -62,15 +74,3 @@ class Grayscale(SpectralOperator):
 
     def _power(self, x: Tensor) -> Tensor:
         return self.weight.square().sum().to(x.dtype)
-
-
-def coloured_shape(data_shape: Shape, *, weights: Weights) -> Shape:  # noqa: ARG001  rules take every field
-    """The colour picture behind a grey one.
-
-    Raises:
-        ValueError: if the data is not grey.
-    """
-    channels, height, width = data_shape
-    if channels != 1:
-        raise ValueError(f"grayscale expects a grey picture (1 channel), got {channels}; save it as grey.")
-    return 3, height, width

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..linalg import expand_to
-from .base import Shape
+from .base import Shape, shaped_by
 from .spectral import SpectralOperator
 
 __all__ = ["Separable", "average_matrix", "bicubic_matrix", "downsample", "downsample_bicubic", "enlarged_shape"]
@@ -110,6 +110,18 @@ def _decompose(vertical: Tensor, horizontal: Tensor, cutoff: float) -> _Decompos
     return _Decomposition(u, vt.mT.contiguous(), p, qt.mT.contiguous(), values, kept)
 
 
+def enlarged_shape(data_shape: Shape, *, factor: int) -> Shape:
+    """The picture behind a small one, whose sides are then multiples of the factor.
+
+    Raises:
+        ValueError: if the factor is below 1.
+    """
+    _check_positive(factor)
+    channels, height, width = data_shape
+    return channels, height * factor, width * factor
+
+
+@shaped_by(enlarged_shape)
 def downsample(image_shape: Shape, *, factor: int = 4) -> Separable:
     """Mean of blocks of factor x factor pixels; a cut block at the lower or right border is averaged as far as it goes.
 
@@ -121,6 +133,7 @@ def downsample(image_shape: Shape, *, factor: int = 4) -> Separable:
     return Separable(image_shape, vertical=average_matrix(height, factor), horizontal=average_matrix(width, factor))
 
 
+@shaped_by(enlarged_shape)
 def downsample_bicubic(image_shape: Shape, *, factor: int = 4) -> Separable:
     """Antialiased bicubic down-sampling with the conventions of MATLAB's imresize.
 
@@ -130,17 +143,6 @@ def downsample_bicubic(image_shape: Shape, *, factor: int = 4) -> Separable:
     _check_factor(image_shape, factor)
     _, height, width = image_shape
     return Separable(image_shape, vertical=bicubic_matrix(height, factor), horizontal=bicubic_matrix(width, factor))
-
-
-def enlarged_shape(data_shape: Shape, *, factor: int) -> Shape:
-    """The picture behind a small one, whose sides are then multiples of the factor.
-
-    Raises:
-        ValueError: if the factor is below 1.
-    """
-    _check_positive(factor)
-    channels, height, width = data_shape
-    return channels, height * factor, width * factor
 
 
 def average_matrix(size: int, factor: int) -> Tensor:

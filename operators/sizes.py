@@ -6,8 +6,7 @@ from typing import Any
 
 from ..spec import parse_spec
 from .base import Shape
-from .blur import picture_shape
-from .table import IMAGE_SHAPES, KERNELS, OPERATORS, operator_fields
+from .table import OPERATORS, operator_fields
 
 __all__ = ["bordered_shape", "image_shape_of"]
 
@@ -25,10 +24,9 @@ def image_shape_of(name: str, data_shape: Shape, **fields: Any) -> Shape:
     """
     name, given = parse_spec({"name": name, **fields}, OPERATORS, "operator")
     values = {key: given.get(key, field.default) for key, field in operator_fields(name).items()}
-    if name in KERNELS:
-        boundary = values.pop("boundary")
-        return picture_shape(data_shape, KERNELS[name](**values), boundary)
-    return IMAGE_SHAPES[name](data_shape, **values) if name in IMAGE_SHAPES else data_shape
+    rule = getattr(OPERATORS[name], "image_shape_of", None)
+    shape: Shape = data_shape if rule is None else rule(data_shape, **values)
+    return shape
 
 
 def bordered_shape(name: str, shown_shape: Shape, **fields: Any) -> Shape:
@@ -42,4 +40,6 @@ def bordered_shape(name: str, shown_shape: Shape, **fields: Any) -> Shape:
     Raises:
         ValueError: if there is no such row, or its fields are wrong.
     """
-    return image_shape_of(name, shown_shape, **fields) if name in KERNELS else shown_shape
+    return (
+        image_shape_of(name, shown_shape, **fields) if getattr(OPERATORS[name], "adds_border", False) else shown_shape
+    )

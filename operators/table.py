@@ -6,22 +6,21 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
-
-from ..operators import kernels
 from ..spec import Field, parse_spec, spec_fields, split_spec
+from ..tables import Table
 from .base import Operator, Shape
 from .blurs import blur, blur_kernel, blur_motion, blur_shake, blur_uniform, defocus
-from .color import Grayscale, coloured_shape
+from .color import Grayscale
 from .identity import Identity
 from .inpaint import inpaint, inpaint_box, inpaint_brush, inpaint_random
 from .jpeg import jpeg
-from .resize import downsample, downsample_bicubic, enlarged_shape
+from .resize import downsample, downsample_bicubic
 
-__all__ = ["IMAGE_SHAPES", "KERNELS", "OPERATORS", "build_operator", "operator_fields"]
+__all__ = ["OPERATORS", "build_operator", "operator_fields"]
 
-# Each row takes an image_shape and keyword-only fields of simple types.
-OPERATORS: dict[str, Callable[..., Operator]] = {
+# Each row takes an image_shape and keyword-only fields of simple types.  One whose data have another shape than the
+# picture has `image_shape_of(data_shape, **fields)`; see `sizes`.
+_ROWS: dict[str, Callable[..., Operator]] = {
     "identity": Identity,
     "inpaint": inpaint,
     "inpaint-box": inpaint_box,
@@ -39,22 +38,7 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "jpeg": jpeg,
 }
 
-# The kernels of the blurs, from all fields but `boundary`: the picture may be larger than the data by their reach.
-KERNELS: dict[str, Callable[..., Tensor]] = {
-    "blur": kernels.gaussian,
-    "blur-uniform": kernels.uniform,
-    "defocus": kernels.disk,
-    "blur-motion": kernels.linear_motion,
-    "blur-shake": kernels.camera_shake,
-    "blur-kernel": lambda kernel: kernels.from_file(kernel),
-}
-
-# (data_shape, **fields) -> image_shape, for other rows whose data has another shape than the picture.
-IMAGE_SHAPES: dict[str, Callable[..., Shape]] = {
-    "downsample": enlarged_shape,
-    "downsample-bicubic": enlarged_shape,
-    "grayscale": coloured_shape,
-}
+OPERATORS: Table[Callable[..., Operator]] = Table("operator", _ROWS)
 
 
 def operator_fields(name: str) -> dict[str, Field]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ..devices import has_fast_bfloat16, parse_dtype
+from ..tables import Table
 from .base import Endpoints, Guided, Metered, Prior, Rescheduled
 from .covariance import Covariance, Diagonal, Full, PowerLaw, Stationary
 from .decoder import LinearDecoder
@@ -85,11 +86,12 @@ def gaussian(_dtype: torch.dtype = torch.float32) -> Prior:
     return GaussianPrior(PowerLaw())
 
 
-PRIORS: dict[str, Callable[[torch.dtype], Prior]] = {
+_ROWS: dict[str, Callable[[torch.dtype], Prior]] = {
     "natural": natural,
     "natural-latent": natural_latent,
     "gaussian": gaussian,
 }
+PRIORS: Table[Callable[[torch.dtype], Prior]] = Table("prior", _ROWS)
 
 
 def default_dtype(name: str | os.PathLike[str], device: torch.device) -> torch.dtype:

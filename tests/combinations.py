@@ -1,6 +1,6 @@
 """Which combinations of several tables run in the fast suite: every pair of rows meets, the rest is slow."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -27,3 +27,23 @@ def pairs_of(*tables: Sequence[Any], every: int | None = None) -> list[Any]:
         name = "-".join(" ".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values)
         found.append(pytest.param(*values, marks=marks, id=name))
     return found
+
+
+def further(name: str) -> dict[str, Any]:
+    """What the package of tests/example adds to a table of cases, where it is installed."""
+    try:
+        import example_cases
+    except ImportError:
+        return {}
+    return getattr(example_cases, name)
+
+
+def check_cases(rows: Iterable[str], cases: Mapping[str, Any] | Iterable[str], table: str, file: str) -> None:
+    """Every row has a case; the sentence says which to add, and where."""
+    rows, cases = set(rows), set(cases)
+    for name in sorted(rows - cases):
+        pytest.fail(f"{name} has no case: add a row for it to {table} in tests/{file}.", pytrace=False)
+    for name in sorted(cases - rows):
+        pytest.fail(
+            f"{table} in tests/{file} has a case for {name}, which is no row any more: remove it.", pytrace=False
+        )

@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from combinations import check_cases, further
 from files import KERNEL_FILE, SHAPE, mask_file, randn, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,6 +198,7 @@ CASES = [
     fixed("grayscale", lambda x: x.mean(axis=0, keepdims=True), weights="mean"),
     fixed("grayscale", lambda x: (0.299 * x[0] + 0.587 * x[1] + 0.114 * x[2])[None], weights="luma"),
     fixed("jpeg", None, quality=30),
+    *(fixed(name, brute, closed=False) for name, brute in further("CASES").items()),
 ]
 LINEAR = [case for case in CASES if case.brute is not None]
 
@@ -214,7 +216,7 @@ def images(batch: int = 2, shape: tuple[int, ...] = SHAPE, **kwargs: Any) -> Ten
 
 
 def test_every_row_has_a_case() -> None:
-    assert {case.name for case in CASES} == set(OPERATORS)
+    check_cases(OPERATORS, [case.name for case in CASES], "CASES", "test_operators.py")
     assert [case.name for case in CASES if case.brute is None] == ["jpeg"]
 
 

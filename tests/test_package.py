@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from invsolve.solvers import SOLVERS
+from invsolve.tables import Table
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("diffusers", "transformers", "accelerate", "lpips", "kornia", "matplotlib", "skimage", "scipy", "typer")
@@ -154,3 +155,54 @@ def test_the_tables_of_the_solvers_name_their_defaults():
                 assert type(default)(text) == default, (name, row)
             checked += 1
     assert checked > 40
+
+
+EXAMPLE = ROOT / "tests" / "example"
+
+
+def run_with_example(*words):
+    """A command in an environment where the package of tests/example is installed."""
+    path = os.pathsep.join([str(EXAMPLE), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": path})
+
+
+def test_a_package_of_others_adds_rows():
+    """By entry points; the table-driven tests run over its rows."""
+    listed = run_with_example(Path(sys.executable).with_name("invsolve"), "list").stdout
+    assert all(name in listed for name in ("example-steps", "example-mirror", "example-flat"))
+    files = [f"tests/test_{name}.py" for name in ("solvers", "operators", "priors", "cli", "doubt")]
+    words = (
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-n0",
+        "-k",
+        "example or every_solver_has or every_row_has or has_its_kind",
+    )
+    run = run_with_example(sys.executable, "-m", "pytest", *words, *files)
+    assert run.returncode == 0, run.stdout[-2000:]
+    passed = int(re.search(r"(\d+) passed", run.stdout)[1])
+    assert passed > 40
+
+
+def test_a_package_of_others_that_is_broken(tmp_path, monkeypatch, caplog):
+    """Its row is told of once and left out; who asks for it by name is told why."""
+    from invsolve import build_operator, build_solver
+
+    folder = tmp_path / "broken-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    points = "[invsolve.solvers]\nhurt = broken_package:Hurt\ndps = broken_package:DPS\n"
+    (folder / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(tmp_path)
+    table = Table("solver", {"dps": SOLVERS["dps"]})
+    with caplog.at_level("WARNING", logger="invsolve"):
+        assert list(table) == list(table) == ["dps"]
+    assert len(caplog.records) == 2 and "whose name is taken" in caplog.text
+    with pytest.raises(
+        ValueError, match=r"The solver hurt of the package broken cannot be loaded \(ModuleNotFoundError"
+    ):
+        table["hurt"]
+    with pytest.raises(KeyError):
+        table["none"]
+    assert build_solver("dps") and build_operator("blur", (3, 32, 32))

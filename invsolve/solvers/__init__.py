@@ -7,6 +7,7 @@ from typing import Any
 
 from ..solver import Solver
 from ..spec import parse_spec
+from ..tables import Table
 from .daps import DAPS
 from .ddnm import DDNM
 from .ddrm import DDRM
@@ -59,7 +60,7 @@ __all__ = [
     "build_solver",
 ]
 
-SOLVERS: dict[str, type[Solver[Any]]] = {
+_ROWS: dict[str, type[Solver[Any]]] = {
     "flowdps": FlowDPS,
     "flair": FLAIR,
     "reddiff": REDDiff,
@@ -84,6 +85,7 @@ SOLVERS: dict[str, type[Solver[Any]]] = {
     "tds": TDS,
     "mmdflow": MMDFlow,
 }
+SOLVERS: Table[type[Solver[Any]]] = Table("solver", _ROWS)
 
 
 def build_solver(spec: str | Mapping[str, Any]) -> Solver[Any]:
