@@ -15,9 +15,9 @@ from torch import Tensor
 from .doubts import DoubtWarning
 from .noise import Noise
 from .operators import Operator
+from .plan import plan
 from .priors import Prior
 from .result import Result
-from .run import plan
 from .solve import Observer
 from .solver import Solver
 

@@ -1,49 +1,38 @@
-"""A restoration that is decided once: `plan` takes every default and refuses what cannot work, the `Run` runs."""
+"""A restoration that is decided: all that its pictures depend on, its record, and the call that makes them."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .allocator import memory_kept
-from .defaults import default_solver, default_steps, problems_of, sigma_of, with_file_tables
-from .devices import find_device, parse_dtype
+from .defaults import sigma_of
 from .doubts import judge
-from .doubts.expected import chi2_of, name_of, rounding_of
+from .doubts.expected import chi2_of, name_of
 from .files.atomic import sha256_of
 from .files.holes import hidden_share
-from .files.images import load_image, to_tensor
-from .operators import OPERATORS, Operator, build_operator
-from .operators.base import check_shape
-from .operators.sizes import image_shape_of
-from .priors import Prior, as_grey, default_dtype, load_prior
+from .operators import Operator
+from .priors import Prior
 from .priors.identity import prior_sha256
 from .problem import Problem
 from .result import Result
-from .rng import image_seeds
 from .solve import Observer, solve
 from .solver import Solver
-from .solvers import build_solver
-from .spec import parse_spec
-from .times import check_grid
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
+    pass
 
-__all__ = ["Run", "plan"]
+__all__ = ["Run"]
 
 FILES = ("mask", "kernel", "tables_from", "folder")  # fields that are paths
 FAR = 2.0  # a value beyond this is no rounding at the edge of [-1, 1]
@@ -187,144 +176,6 @@ class Run:
             for problem in self.problems
             for b in range(len(problem.y))
         ]
-
-
-def plan(
-    y: Tensor | np.ndarray | Image.Image | str | Path,
-    *,
-    operator: Operator | str | Mapping[str, Any],
-    prior: Prior | str | os.PathLike[str] = "natural",
-    solver: Solver[Any] | str | Mapping[str, Any] | None = None,
-    sigma: object = 0.0,
-    samples: int = 1,
-    steps: int | None = None,
-    times: str | None = None,
-    seed: int | Sequence[int] = 0,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str = "auto",
-    batch_size: int = 8,
-    checkpointing: bool = False,
-    asked: Mapping[str, Any] | None = None,
-    weights: Callable[[], str | None] | None = None,
-    load: bool = True,
-) -> Run:
-    """Decide a restoration: every default is taken, and what cannot work is refused.
-
-    The arguments are those of `restore`, and:
-
-    Arguments:
-        y: the measurement.
-        operator: what made it.
-        prior: the prior.
-        solver: the solver.
-        sigma: noise level, or noise model.
-        samples: of each measurement.
-        steps: number of time steps.
-        times: name of the time grid.
-        seed: one, or one for each measurement.
-        device: where to compute.
-        dtype: of the network.
-        batch_size: most pictures that go through the network at once.
-        checkpointing: less memory for gradients, more time.
-        asked: what the record says of the prior; by default its name.
-        weights: gives the hash of the files of the prior; by default it is made of a prior that is given by name.
-        load: whether to load the weights of a prior that is given by name; a run without them cannot be called.
-
-    Raises:
-        ValueError: an unknown name or field, a shape or value that does not fit; the message says what to do.
-        TypeError: the operator or the prior lacks what the solver needs, or an argument is of another type.
-    """
-    _check_arguments(operator, prior, solver, times)
-    wide = torch.float64 if parse_dtype(dtype) == torch.float64 else torch.float32
-    device = _device_of(prior, operator) if device is None else find_device(device)
-    data, operator = _measurement(y, operator, device, wide)
-    problems = problems_of(sigma, operator, data)
-    rounding = tuple(rounding_of(row) for row in data.split(1))
-    if operator.data_mask is not None:  # what a picture holds inside a hole is not a measurement
-        problems = tuple(replace(p, y=p.y * operator.data_mask.to(p.y)) for p in problems)
-    if solver is None:
-        solver = default_solver(operator)
-        steps = default_steps(operator, samples, times) if steps is None else steps
-    solver = build_solver(solver) if isinstance(solver, str | Mapping) else solver
-    for problem in problems:
-        solver.check(problem)  # before gigabytes are loaded
-    given = isinstance(prior, Prior)
-    name = type(prior).__name__ if isinstance(prior, Prior) else Path(prior).name
-    if weights is None:
-        weights = (lambda: None) if isinstance(prior, Prior) else partial(prior_sha256, os.fspath(prior))
-    found = prior if isinstance(prior, Prior) else load_prior(prior, dtype, device=device) if load else None
-    if found is not None:
-        found = found if found.placed else found.to(device)
-        found = as_grey(found) if found.channels == 3 and operator.image_shape[0] == 1 else found
-        for problem in problems:
-            solver.check(problem, found)
-    network = _network_dtype(found, solver) if found is not None else default_dtype(str(prior), device)
-    return Run(
-        problems=problems,
-        prior=found,
-        solver=solver,
-        times=solver.times if times is None else times,
-        steps=solver.steps if steps is None else steps,
-        samples=samples,
-        seeds=tuple(image_seeds(seed, len(data))),
-        device=device,
-        dtype=network or (wide if given or parse_dtype(dtype) is None else parse_dtype(dtype) or wide),
-        asked={"name": name} if asked is None else asked,
-        weights=weights,
-        rounding=rounding,
-        batch_size=batch_size,
-        checkpointing=checkpointing,
-    )
-
-
-def _measurement(
-    y: Tensor | np.ndarray | Image.Image | str | Path,
-    operator: Operator | str | Mapping[str, Any],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Operator]:
-    """The data (B, *data_shape) and the operator, both on the device."""
-    path = Path(y) if isinstance(y, str | os.PathLike) else None
-    picture = None if path is None else load_image(path)
-    data = to_tensor(y if picture is None else picture.tensor).to(device, dtype)
-    if not isinstance(operator, Operator):
-        name, fields = parse_spec(operator, OPERATORS, "operator")
-        if path is not None and picture is not None:
-            fields = with_file_tables(name, fields, path, picture.format)
-        _, channels, height, width = data.shape
-        operator = build_operator(name, image_shape_of(name, (channels, height, width), **fields), **fields)
-    operator = operator.to(device)
-    remedy = "build the operator for that picture size"
-    check_shape(type(operator).__name__, "a measurement", data, operator.data_shape, remedy)
-    return data, operator
-
-
-def _check_arguments(operator: object, prior: object, solver: object, times: object) -> None:
-    """Refuse what is of no type that `restore` takes, with one sentence."""
-    for name, value, kinds, wanted in (
-        ("operator", operator, (Operator, str, Mapping), "an Operator, or its name such as 'blur(sigma=2)'"),
-        ("prior", prior, (Prior, str, os.PathLike), "a Prior, its name, or a folder"),
-        ("solver", solver, (Solver, str, Mapping, type(None)), "a Solver object, or its name such as 'diffpir'"),
-        ("times", times, (str, type(None)), "the name of a time grid; solve() takes a grid of your own"),
-    ):
-        if not isinstance(value, kinds):
-            raise TypeError(f"{name} must be {wanted}, got {value!r}.")
-    if isinstance(times, str):
-        check_grid(times)
-
-
-def _device_of(*given: object) -> torch.device:
-    """The device of the first of these that is a module with tensors, else the CPU."""
-    modules = [module for module in given if isinstance(module, nn.Module)]
-    tensors = itertools.chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
-
-def _network_dtype(prior: Prior, solver: Solver[Any]) -> torch.dtype | None:
-    """Of the weights of a prior's network, which come before those of an autoencoder; None if it has none."""
-    if solver.needs_float32 and getattr(getattr(prior, "backbone", None), "exact", None) is not None:
-        return torch.float32
-    return next((p.dtype for p in prior.parameters() if p.is_floating_point()), None)
 
 
 def _joined(problems: Sequence[Problem], results: Sequence[Result], record: dict[str, Any]) -> tuple[Result, Tensor]:

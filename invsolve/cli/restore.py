@@ -28,10 +28,11 @@ from ..files.record import Settings, check_targets, is_done, write_outputs
 from ..noise import Noise
 from ..operators import Operator
 from ..operators.sizes import image_shape_of
+from ..plan import plan
 from ..priors import Prior, load_cards
 from ..priors.identity import prior_sha256
 from ..result import Result, Status, json_number
-from ..run import Run, plan
+from ..run import Run
 from ..solve import batch_rows
 from ..solver import Solver
 from ..solvers import SOLVERS, build_solver
