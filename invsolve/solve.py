@@ -100,8 +100,7 @@ def solve(
         observers: called after every step.
 
     Returns:
-        Result with samples (B, S, C, H, W).  A row that becomes non-finite is reported in `Result.status`; the
-        others go on.
+        Result: samples (B, S, C, H, W).  A row that becomes non-finite is told of in `Result.status`; others go on.
 
     Raises:
         TypeError: the operator or the prior lacks what the solver needs, or times are of another type.
@@ -112,17 +111,7 @@ def solve(
     for name, count in {"samples": samples, "batch_size": batch_size}.items():
         if not is_whole(count) or count < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {count!r}.")
-    if not isinstance(times, Tensor | str | None):
-        raise TypeError(f"times must be a tensor or the name of a time grid, got {times!r}.")
-    if times is None or isinstance(times, str):
-        each = [problem.rows(torch.tensor([b], device=problem.y.device)) for b in range(len(problem.y))]
-        grids = [default_times(one, prior, solver, steps, times) for one in each]
-    elif steps is not None:
-        raise ValueError("Give solve() either times or steps, not both.")
-    elif times.ndim != 1 or len(times) < 2 or not (times.diff() < 0).all():
-        raise ValueError("times must be a 1-D tensor of at least two strictly decreasing numbers from noise to data.")
-    else:
-        grids = [times] * len(problem.y)
+    grids = _grids(problem, prior, solver, times, steps)
     start = time.perf_counter()
     metered = Metered(prior.sized(problem.operator.image_shape))
     rows = [(b, s) for b in range(len(problem.y)) for s in range(samples)]
@@ -143,6 +132,22 @@ def solve(
     stats = {"steps": float(len(grids[0]) - 1), "seconds": time.perf_counter() - start}
     stats |= {name: count / len(rows) for name, count in metered.counts.items()}
     return Result(x.reshape(-1, samples, *x.shape[1:]), status, chi2, stats)
+
+
+def _grids(
+    problem: Problem, prior: Prior, solver: Solver[Any], times: Tensor | str | None, steps: int | None
+) -> list[Tensor]:
+    """The times of every measurement, whose noise may be where its grid starts."""
+    if not isinstance(times, Tensor | str | None):
+        raise TypeError(f"times must be a tensor or the name of a time grid, got {times!r}.")
+    if times is None or isinstance(times, str):
+        each = [problem.rows(torch.tensor([b], device=problem.y.device)) for b in range(len(problem.y))]
+        return [default_times(one, prior, solver, steps, times) for one in each]
+    if steps is not None:
+        raise ValueError("Give solve() either times or steps, not both.")
+    if times.ndim != 1 or len(times) < 2 or not (times.diff() < 0).all():
+        raise ValueError("times must be a 1-D tensor of at least two strictly decreasing numbers from noise to data.")
+    return [times] * len(problem.y)
 
 
 def _solve_batch(

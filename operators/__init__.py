@@ -4,13 +4,14 @@ if __name__ == "operators":  # found from the root of the repository, where it w
     raise ImportError("operators is a part of invsolve: import invsolve.operators instead.")
 
 from .base import Chain, Compose, LinearOperator, Operator, PinvOperator, Shape
-from .blur import CircularBlur, PaddedBlur, SeparableBlur
+from .blur import CircularBlur, PaddedBlur
 from .color import Grayscale
 from .identity import Identity
 from .inpaint import Inpaint
 from .jpeg import JPEG
 from .matrix import Matrix
 from .resize import Separable
+from .separable_blur import SeparableBlur
 from .sizes import image_shape_of
 from .spectral import SpectralOperator
 from .table import OPERATORS, build_operator, operator_fields

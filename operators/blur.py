@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, get_args
+from collections.abc import Callable
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from ..linalg import expand_to, proximal_cg
 from .base import LinearOperator, Shape
+from .boundary import SMALLEST_GAIN, Boundary, check_boundary, check_kernel, check_reach
 from .convolution import cast, fast_size, fold, gain, mirror, multiply, place, spectral_dot, spectrum
-from .resize import Separable
+from .separable_blur import SeparableBlur
 from .spectral import SpectralOperator
 
-__all__ = ["Boundary", "CircularBlur", "PaddedBlur", "SeparableBlur", "make_blur", "picture_shape"]
-
-Boundary = Literal["unknown", "circular", "zero", "reflect"]
-
-# Singular values (of a circular blur: frequencies) below this part of the largest count as lost: undoing them would
-# amplify the rounding errors of float32 data, about 1e-7, by more than 1e4.
-_SMALLEST_GAIN = 1e-4
+__all__ = ["CircularBlur", "PaddedBlur", "make_blur", "picture_shape"]
 
 
 class CircularBlur(SpectralOperator):
@@ -44,7 +39,7 @@ class CircularBlur(SpectralOperator):
 
     def __init__(self, image_shape: Shape, *, kernel: Tensor) -> None:
         super().__init__(image_shape)
-        _check_kernel(kernel)
+        check_kernel(kernel)
         picture = self.image_shape[1:]
         if any(k > n for k, n in zip(kernel.shape, picture, strict=True)):
             raise ValueError(
@@ -78,7 +73,7 @@ class CircularBlur(SpectralOperator):
 
     def _singular_values(self, x: Tensor) -> Tensor:
         size = torch.view_as_complex(self.gain).abs()
-        return size.where(size > _SMALLEST_GAIN * size.max(), 0).to(x.dtype)
+        return size.where(size > SMALLEST_GAIN * size.max(), 0).to(x.dtype)
 
 
 class PaddedBlur(LinearOperator):
@@ -106,12 +101,12 @@ class PaddedBlur(LinearOperator):
 
     def __init__(self, image_shape: Shape, *, kernel: Tensor, boundary: Boundary) -> None:
         super().__init__(image_shape)
-        _check_kernel(kernel)
+        check_kernel(kernel)
         _, height, width = self.image_shape
         self.reach = (kernel.shape[0] // 2, kernel.shape[1] // 2)
         self.boundary = boundary
-        _check_boundary(boundary, ("unknown", "zero", "reflect"))
-        _check_reach(kernel.shape, (height, width), boundary)
+        check_boundary(boundary, ("unknown", "zero", "reflect"))
+        check_reach(kernel.shape, (height, width), boundary)
         self.register_buffer("kernel", kernel.to(torch.float64))
         # With the reach on both sides, what runs over one end of the torus stays within the part that is cropped.
         wider = (0, 0) if boundary == "unknown" else self.reach
@@ -199,47 +194,6 @@ class PaddedBlur(LinearOperator):
         return x[..., top : top + height, left : left + width]
 
 
-class SeparableBlur(Separable):
-    """A blur whose kernel is a product of two lines, by one matrix for each axis.
-
-    Singular values below 1e-4 of the largest count as lost.
-
-    Arguments:
-        image_shape: (C, H, W).
-        rows: profile along the columns of pixels, (h,) of odd length, sum 1.
-        columns: profile along the rows of pixels, (w,) of odd length, sum 1.
-        boundary: as for `PaddedBlur`.
-
-    Raises:
-        ValueError: if a profile is not of odd length and finite, the kernel reaches over the picture, or the boundary
-            is another one.
-    """
-
-    fields: ClassVar[tuple[str, ...]] = ("rows", "columns", "boundary")
-    rows: Tensor
-    columns: Tensor
-
-    def __init__(self, image_shape: Shape, *, rows: Tensor, columns: Tensor, boundary: Boundary) -> None:
-        _, height, width = image_shape
-        _check_boundary(boundary, ("unknown", "zero", "reflect"))
-        for profile in (rows, columns):
-            _check_kernel(profile[None])
-        _check_reach((len(rows), len(columns)), (height, width), boundary)
-        super().__init__(
-            image_shape,
-            vertical=_line_matrix(rows, height, boundary),
-            horizontal=_line_matrix(columns, width, boundary),
-            cutoff=_SMALLEST_GAIN,
-        )
-        self.boundary = boundary
-        self.register_buffer("rows", rows.to(torch.float64))
-        self.register_buffer("columns", columns.to(torch.float64))
-
-    @property
-    def border(self) -> tuple[int, int]:
-        return (len(self.rows) // 2, len(self.columns) // 2) if self.boundary == "unknown" else (0, 0)
-
-
 def make_blur(image_shape: Shape, kernel: Tensor, boundary: Boundary) -> LinearOperator:
     """The blur whose inverse is known best: for a kernel of sum 1 that is a product of two lines, one by lines.
 
@@ -251,8 +205,8 @@ def make_blur(image_shape: Shape, kernel: Tensor, boundary: Boundary) -> LinearO
     Raises:
         ValueError: if the kernel or the boundary cannot be.
     """
-    _check_boundary(boundary, get_args(Boundary))
-    _check_kernel(kernel)
+    check_boundary(boundary, get_args(Boundary))
+    check_kernel(kernel)
     if boundary == "circular":
         return CircularBlur(image_shape, kernel=kernel)
     rows, columns = kernel.sum(dim=1), kernel.sum(dim=0)
@@ -266,49 +220,3 @@ def picture_shape(data_shape: Shape, kernel: Tensor, boundary: Boundary) -> Shap
     channels, height, width = data_shape
     top, left = (n // 2 for n in kernel.shape) if boundary == "unknown" else (0, 0)
     return channels, height + 2 * top, width + 2 * left
-
-
-def _line_matrix(profile: Tensor, size: int, boundary: Boundary) -> Tensor:
-    """Convolution of a line of `size` pixels with a profile (2 r + 1,), y_i = sum_p k_p x_{i - p}.
-
-    Returns:
-        float64 (size, size), or (size - 2 r, size) if the border is unknown.
-    """
-    radius = len(profile) // 2
-    first, last = (radius, size - radius) if boundary == "unknown" else (0, size)
-    source = torch.arange(first, last)[:, None] - torch.arange(-radius, radius + 1)
-    weight = profile.expand(source.shape)
-    if boundary == "zero":
-        weight = weight.where((source >= 0) & (source < size), 0)
-        source = source.clamp(0, size - 1)
-    elif boundary == "reflect":
-        source = source.abs()
-        source = torch.where(source < size, source, 2 * (size - 1) - source)
-    return torch.zeros(last - first, size, dtype=profile.dtype).scatter_add_(1, source, weight)
-
-
-def _check_kernel(kernel: Tensor) -> None:
-    if kernel.ndim != 2 or any(n % 2 == 0 for n in kernel.shape) or not kernel.isfinite().all():
-        raise ValueError(
-            f"A blur kernel is finite, (h, w), of odd height and width, got {tuple(kernel.shape)}; pad an even one by "
-            f"a row or column of zeros."
-        )
-
-
-def _check_boundary(boundary: str, known: Sequence[str]) -> None:
-    if boundary not in known:
-        raise ValueError(f"boundary is one of {', '.join(known)}, got {boundary!r}.")
-
-
-def _check_reach(kernel: Sequence[int], picture: tuple[int, int], boundary: str) -> None:
-    reach = tuple(k // 2 for k in kernel)
-    if boundary == "reflect" and any(r >= n for r, n in zip(reach, picture, strict=True)):
-        raise ValueError(
-            f"The kernel {tuple(kernel)} reaches over the mirrored picture {picture}; make the blur smaller, or "
-            f"use boundary='zero'."
-        )
-    if boundary == "unknown" and any(2 * r >= n for r, n in zip(reach, picture, strict=True)):
-        raise ValueError(
-            f"Nothing is left of a picture {picture} without the border that the kernel {tuple(kernel)} reaches "
-            f"over; make the blur smaller, take a larger picture, or use boundary='reflect'."
-        )

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..operators import kernels
 from .base import LinearOperator, Row, Shape, shaped_by
-from .blur import Boundary, make_blur, picture_shape
+from .blur import make_blur, picture_shape
+from .boundary import Boundary
 
 __all__ = ["blur", "blur_kernel", "blur_motion", "blur_shake", "blur_uniform", "defocus"]
 

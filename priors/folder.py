@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import has_fast_bfloat16, parse_dtype
-from .backbones import OURS, Backbone, find_backbone, trained_size
+from .backbone import Backbone
+from .backbones import OURS, find_backbone, trained_size
 from .base import Prior
 from .files import (
     check_counts,
@@ -110,16 +111,26 @@ def load_folder(
     if size is not None:
         prior = TiledPrior(prior, size=size, overlap=size // 4)
     if coder is not None:
-        prior = LatentPrior(coder, prior, tile=plan.tile)
-        if backbone.channels != prior.latent_channels:
-            raise ValueError(
-                f"{folder} holds a network of {backbone.channels} channels and an autoencoder with "
-                f"{prior.latent_channels}; they belong to different models."
-            )
-        if plan.checkpoint and coder._supports_gradient_checkpointing:
-            coder.enable_gradient_checkpointing()
+        prior = _latent(coder, prior, backbone, plan, folder)
     place(prior, backbone, coder, plan)
     return prior
+
+
+def _latent(coder: Any, prior: Prior, backbone: Backbone, plan: Memory, folder: Path) -> LatentPrior:
+    """The prior of latents with its autoencoder.
+
+    Raises:
+        ValueError: they belong to different models.
+    """
+    latent = LatentPrior(coder, prior, tile=plan.tile)
+    if backbone.channels != latent.latent_channels:
+        raise ValueError(
+            f"{folder} holds a network of {backbone.channels} channels and an autoencoder with "
+            f"{latent.latent_channels}; they belong to different models."
+        )
+    if plan.checkpoint and coder._supports_gradient_checkpointing:
+        coder.enable_gradient_checkpointing()
+    return latent
 
 
 def default_dtype(folder: Path, device: torch.device) -> torch.dtype:

@@ -13,7 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from .backbones import Backbone
+from .backbone import Backbone
 from .precision import is_precise
 
 __all__ = ["Residual", "ResidualUNet"]

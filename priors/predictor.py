@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..linalg import expand_to
-from .backbones import Backbone, Condition
+from .backbone import Backbone, Condition
 from .base import Endpoints, Prior
 from .precision import finite_or_wider
 from .schedule import DiscreteVP, Schedule

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from .backbones import Backbone, Condition, Flux
+from .backbone import Backbone, Condition
+from .backbones import Flux
 from .predictor import Guidance
 
 __all__ = ["Prompts"]

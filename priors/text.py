@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbones import Backbone, Condition
+from .backbone import Backbone, Condition
 from .encoders import check_parts, load_encoders
 from .files import CANNOT_HELP, short
 from .memory import SHARE, free_memory, stored_parameters

@@ -45,7 +45,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
-from invsolve.priors.backbones import BACKBONES, Backbone, find_backbone
+from invsolve.priors.backbone import Backbone
+from invsolve.priors.backbones import BACKBONES, find_backbone
 from invsolve.priors.encoders import TRANSFORMERS
 from invsolve.priors.hub import Card, load_cards
 from invsolve.priors.latent import AUTOENCODERS, LatentPrior

@@ -43,7 +43,8 @@ from invsolve.operators import (
     masks,
     operator_fields,
 )
-from invsolve.operators.blur import SeparableBlur, make_blur
+from invsolve.operators.blur import make_blur
+from invsolve.operators.separable_blur import SeparableBlur
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Brute force: loops over pixels, (C, H, W) arrays

@@ -26,7 +26,7 @@ from ..flows.training import FitSettings
 from ..noise import GaussianNoise, NoNoise
 from ..operators import Operator, Shape
 from ..operators.sizes import bordered_shape
-from ..priors import as_grey, load_prior
+from ..priors import Prior, as_grey, load_prior
 from ..priors.identity import prior_sha256
 from ..rng import ImageRng, derive_seed
 from ..sample import STEPS as PRIOR_STEPS
@@ -102,16 +102,7 @@ def fit_flow(options: FitOptions, console: Console, errors: Console) -> None:  #
         prior = None
     else:
         sources = []
-        prior = load_prior(options.prior, "float32").to(device)
-        prior = as_grey(prior) if options.grey and prior.channels == 3 else prior
-        prior = prior.sized((shape[0], canvas, canvas))
-        weights = prior_sha256(options.prior)
-        named = Path(options.prior).name + (f" ({weights[:12]})" if weights else "")
-        source = f"{options.pairs} samples of {named}, {options.prior_steps} steps"
-        if shape[1:] != (canvas, canvas):
-            source += f", cut from {canvas} x {canvas}"
-            if prior.has_decoder:
-                raise ValueError("--canvas cuts pictures, not latents; leave it out for a latent prior.")
+        prior, source = _prior(options, shape, canvas, device)
     latents = prior if prior is not None and prior.has_decoder else None
     if out.exists() and not options.overwrite:
         _check_same(out, operator, new_card(operator, noise, settings, source=source, name=text, prior=latents))
@@ -130,19 +121,25 @@ def fit_flow(options: FitOptions, console: Console, errors: Console) -> None:  #
         learned = "learned from the score" if stage.missed is None else f"{stage.missed:.4f} from where the flow went"
         console.print(f"stage {stage.stage} of {stage.stages}: moved by {stage.moved:.4f}, {learned}")
 
-    fit(
-        draw,
-        operator,
-        noise,
-        out,
-        settings,
-        source=source,
-        name=text,
-        prior=latents,
-        device=device,
-        report=report,
-    )
+    about = {"source": source, "name": text}
+    fit(draw, operator, noise, out, settings, **about, prior=latents, device=device, report=report)
     console.print(f"fitted {text} -> {out}; use it with --solver \"mmdflow(folder='{out}')\"")
+
+
+def _prior(options: FitOptions, shape: Shape, canvas: int, device: torch.device) -> tuple[Prior, str]:
+    """The prior that pictures are drawn from, and what the card says of it."""
+    assert options.prior is not None
+    prior = load_prior(options.prior, "float32").to(device)
+    prior = as_grey(prior) if options.grey and prior.channels == 3 else prior
+    prior = prior.sized((shape[0], canvas, canvas))
+    weights = prior_sha256(options.prior)
+    named = Path(options.prior).name + (f" ({weights[:12]})" if weights else "")
+    source = f"{options.pairs} samples of {named}, {options.prior_steps} steps"
+    if shape[1:] != (canvas, canvas):
+        source += f", cut from {canvas} x {canvas}"
+        if prior.has_decoder:
+            raise ValueError("--canvas cuts pictures, not latents; leave it out for a latent prior.")
+    return prior, source
 
 
 def _pictures(inputs: Sequence[str], leave_out: Sequence[Path], console: Console) -> list[Source]:

@@ -143,18 +143,9 @@ def fit(
     card = new_card(operator, noise, settings, source=source, name=name, prior=prior)
     flow = new_flow(card, operator, derive_seed(settings.seed, "weights"), prior).to(device)
     condition(Problem(operator, noise, flow.probe[None]))  # refuses what cannot be shown to a network
-    work, text = state_folder(folder), json.dumps(asdict(card), indent=2) + "\n"
-    _check_state(work, text)
-    if not (work / PAIRS).exists():
-        z, y = draw()
-        atomic_write(work / ABOUT, text.encode())
-        atomic_write(work / PAIRS, save({"z": z.contiguous(), "y": y.contiguous(), "probe": flow.probe.cpu()}))
-    stored = _load(work / PAIRS)
-    if not does_the_same(operator, stored["probe"]):
-        raise _another_fit(work)
-    z, y = (stored[key].to(device, torch.float32) for key in "zy")
-    pairs = Pairs(z, y, torch.cat([condition(Problem(operator, noise, part)) for part in y.split(CHUNK)]))
-    coarse = _averaged(z, card.levels[0])
+    work = state_folder(folder)
+    pairs = _pairs(draw, operator, noise, flow, work, json.dumps(asdict(card), indent=2) + "\n", device)
+    coarse = _averaged(pairs.z, card.levels[0])
     flow.mean.copy_(coarse.mean(dim=0))
     flow.spread.copy_(coarse.var(dim=0).mean().sqrt())
     x, done = torch.empty(0), 0
@@ -174,6 +165,28 @@ def fit(
     flow.cpu().save(folder)
     shutil.rmtree(work, ignore_errors=True)
     return flow.requires_grad_(False).eval()
+
+
+def _pairs(
+    draw: Callable[[], tuple[Tensor, Tensor]],
+    operator: Operator,
+    noise: Noise,
+    flow: FittedFlow,
+    work: Path,
+    card: str,
+    device: str | torch.device,
+) -> Pairs:
+    """What is learned from: drawn once, and kept with the card in the folder of the state."""
+    _check_state(work, card)
+    if not (work / PAIRS).exists():
+        z, y = draw()
+        atomic_write(work / ABOUT, card.encode())
+        atomic_write(work / PAIRS, save({"z": z.contiguous(), "y": y.contiguous(), "probe": flow.probe.cpu()}))
+    stored = _load(work / PAIRS)
+    if not does_the_same(operator, stored["probe"]):
+        raise _another_fit(work)
+    z, y = (stored[key].to(device, torch.float32) for key in "zy")
+    return Pairs(z, y, torch.cat([condition(Problem(operator, noise, part)) for part in y.split(CHUNK)]))
 
 
 def new_card(
