@@ -55,16 +55,15 @@ def restore(
         prior: a prior, the name of one, or the folder of a diffusers model.
         solver: a solver, or its name with fields such as "flowdps(step_size=10)"; see `default_solver` for None.
         sigma: standard deviation of Gaussian noise in units of the [-1, 1] picture (0: none), a text such as "5/255"
-            for grey levels of 8 bits, "auto" to estimate it for each picture, one number for
-            each, or a Noise object.
+            for grey levels of 8 bits, "auto" to estimate it for each picture, one number for each, or a
+            Noise object.
         samples: posterior samples per measurement.
         steps: number of time steps; the solver's default if not given.
         times: name of the time grid, one of TIMES; the solver's own if not given.
         seed: the same seed gives the same pictures; with one seed per picture, each is restored as it is alone.
         device: where to compute; by default where the prior or the operator is, if one was given, else the CPU.
-        dtype: of the network: a dtype of torch, its name, or "auto": bfloat16 where the processor computes in it and it
-            costs no quality, else float32 (see `default_dtype`).  A prior that is no name keeps its own.  The solver's
-            state is float32, or float64 if this is.
+        dtype: of the network, or its name; "auto" is bfloat16 where the processor has it, else float32 (see
+            `default_dtype`).  A prior that is no name keeps its own.  The solver's state is float32, or float64.
         batch_size: most pictures that go through the network at once.
         checkpointing: gradients recompute what they need instead of storing it: less memory, more time.
         observers: called after every step.
@@ -79,20 +78,9 @@ def restore(
         TypeError: the operator lacks what the solver needs, or an argument is of another type.
     """
     run = plan(
-        y,
-        operator=operator,
-        prior=prior,
-        solver=solver,
-        sigma=sigma,
-        samples=samples,
-        steps=steps,
-        times=times,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        checkpointing=checkpointing,
-    )
+        y, operator=operator, prior=prior, solver=solver, sigma=sigma, samples=samples, steps=steps, times=times,
+        seed=seed, device=device, dtype=dtype, batch_size=batch_size, checkpointing=checkpointing,
+    )  # fmt: skip
     result = run(observers)
     if told := list(dict.fromkeys(itertools.chain.from_iterable(result.doubts))):
         warnings.warn(" ".join(told), DoubtWarning, stacklevel=2)

@@ -83,19 +83,16 @@ def solve(
 ) -> Result:
     """Draw `samples` pictures for every measurement of the problem.
 
-    Every (measurement, sample) has its own random generator, so a picture is the same, up to rounding, whatever else
-    goes through the network with it.
+    Results do not depend on batching, up to rounding: every sample has its own random generator.
 
     Arguments:
         problem: operator, noise and measurements y (B, *data_shape).
-        prior: the prior, on the device and in the dtype wanted; for solvers that magnify rounding the bundled networks
-            compute in float32 all the same.
+        prior: the prior, on the device and in the dtype wanted; see `Solver.needs_float32`.
         solver: the algorithm with its hyperparameters.
         times: decreasing times in the prior's schedule, or a name of TIMES; the solver's own grid if not given.
         steps: number of steps of a grid that is not given as times; the solver's own if not given.
         samples: number of samples S per measurement.
-        seed: seed of the run, whose measurements get seeds of their own from it (the first one the seed itself); or one
-            seed per measurement, with which each gives the same pictures as it does alone.
+        seed: of the run; or one per measurement, with which each gives the same pictures as it does alone.
         batch_size: most rows that go through the network at once; the particles of an interacting solver stay together.
         observers: called after every step.
 

@@ -89,24 +89,14 @@ def load_folder(
     coder = _load_autoencoder(folder, autoencoder, backbone_kind)
     factor = 1 if coder is None else LatentPrior.factor_of(coder)
     size = trained_size(config)
-    plan = plan_memory(
-        memory,
-        network=stored_parameters(part) if memory != "fast" else 0,
-        autoencoder=0 if coder is None else sum(p.numel() for p in coder.parameters()),
-        recomputes=coder is not None and coder._supports_gradient_checkpointing,
-        itemsize=dtype.itemsize,
-        pixels=(factor * (size or UNKNOWN_SIZE)) ** 2,
-        device=device,
-    )
+    plan = _memory(memory, part, coder, dtype, (factor * (size or UNKNOWN_SIZE)) ** 2, device)
     backbone = _load_backbone(kind, backbone_kind, part, dtype, plan, factor)
-    prior: Prior = NetworkPrior(
-        backbone,
-        schedule,
-        parameterisation,
-        prompts=prompts.guidances(backbone, encoded),
-        data_std=read_number(scheduler, "sigma_data", 0.5),
-        sigma_min=read_number(scheduler, "sigma_min", 0.002),
-    )
+    edm = {
+        "data_std": read_number(scheduler, "sigma_data", 0.5),
+        "sigma_min": read_number(scheduler, "sigma_min", 0.002),
+    }
+    asked = prompts.guidances(backbone, encoded)
+    prior: Prior = NetworkPrior(backbone, schedule, parameterisation, prompts=asked, **edm)
     prior.calibration = _read_calibration(folder)
     if size is not None:
         prior = TiledPrior(prior, size=size, overlap=size // 4)
@@ -114,6 +104,19 @@ def load_folder(
         prior = _latent(coder, prior, backbone, plan, folder)
     place(prior, backbone, coder, plan)
     return prior
+
+
+def _memory(mode: str, part: Path, coder: Any, dtype: torch.dtype, pixels: int, device: torch.device) -> Memory:
+    """Where the weights lie, for a mode of `memory.py`."""
+    return plan_memory(
+        mode,
+        network=stored_parameters(part) if mode != "fast" else 0,
+        autoencoder=0 if coder is None else sum(p.numel() for p in coder.parameters()),
+        recomputes=coder is not None and coder._supports_gradient_checkpointing,
+        itemsize=dtype.itemsize,
+        pixels=pixels,
+        device=device,
+    )
 
 
 def _latent(coder: Any, prior: Prior, backbone: Backbone, plan: Memory, folder: Path) -> LatentPrior:

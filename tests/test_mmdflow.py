@@ -17,10 +17,11 @@ from invsolve.cli.app import app
 from invsolve.files.encode import save_png
 from invsolve.flows.clusters import clusters
 from invsolve.flows.experts import MAX_WEIGHTS
-from invsolve.flows.fit import FitSettings, fit, state_folder
+from invsolve.flows.fit import FitSettings, fit
 from invsolve.flows.fitted import load_fitted
 from invsolve.flows.mmd import Cloud, advance, discrepancy, frames, natural_step, patches, slicing_constant, slope
 from invsolve.flows.networks import StageNetwork
+from invsolve.flows.state import state_folder
 from invsolve.flows.training import carry, learn_score
 from invsolve.operators import Inpaint, Matrix
 from invsolve.priors import GaussianMixture, GaussianPrior, PowerLaw

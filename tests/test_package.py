@@ -1,5 +1,6 @@
 """The package itself: arrows between modules, light import, one copy of every class, complete packaging."""
 
+import ast
 import os
 import re
 import shutil
@@ -206,3 +207,13 @@ def test_a_package_of_others_that_is_broken(tmp_path, monkeypatch, caplog):
     with pytest.raises(KeyError):
         table["none"]
     assert build_solver("dps") and build_operator("blur", (3, 32, 32))
+
+
+def test_files_and_functions_are_short():
+    """At most 300 lines a file and 60 a function, docstrings included."""
+    for path in modules():
+        text = path.read_text()
+        assert text.count("\n") <= 300, f"{path}: split it"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name} is too long"

@@ -21,7 +21,7 @@ from ..files.encode import check_folder_name
 from ..files.images import MAX_PIXELS, load_image
 from ..files.inputs import Source, check_writable, expand_inputs
 from ..flows.fit import StageReport, fit, new_card
-from ..flows.fitted import Card, does_the_same, load_fitted
+from ..flows.fitted import FlowCard, does_the_same, load_fitted
 from ..flows.training import FitSettings
 from ..noise import GaussianNoise, NoNoise
 from ..operators import Operator, Shape
@@ -150,7 +150,7 @@ def _pictures(inputs: Sequence[str], leave_out: Sequence[Path], console: Console
     return sources
 
 
-def _check_same(out: Path, operator: Operator, wanted: Card) -> None:
+def _check_same(out: Path, operator: Operator, wanted: FlowCard) -> None:
     """Refuse to take the place of another fit, and to call one done whose files are not what was fitted.
 
     Raises:
@@ -171,7 +171,7 @@ def _check_same(out: Path, operator: Operator, wanted: Card) -> None:
         )
 
 
-def _without_software(card: Card) -> Any:
+def _without_software(card: FlowCard) -> Any:
     """The card as JSON holds it, but for the versions it was written by."""
     content = json.loads(json.dumps(asdict(card)))
     content["about"].pop("software", None)

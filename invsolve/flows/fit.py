@@ -47,18 +47,18 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from ..files.atomic import atomic_write, check_replaceable, is_unfinished
+from ..files.atomic import atomic_write, check_replaceable
 from ..noise import Noise
 from ..operators import Operator, Shape
 from ..priors.base import Prior
 from ..problem import Problem
 from ..rng import ImageRng, derive_seed
-from .fitted import Card, FittedFlow, condition, does_the_same, new_flow, operator_text
+from .fitted import FittedFlow, FlowCard, condition, does_the_same, new_flow, operator_text
 from .networks import NetworkKind
+from .state import ABOUT, PAIRS, PROGRESS, another_fit, check_state, load_state, state_folder
 from .training import CHUNK, FitSettings, carry, learn_flow, learn_score, normal_numbers, prepare_score
 
 __all__ = ["FitSettings", "StageReport", "fit", "new_card", "state_folder"]
@@ -66,7 +66,6 @@ __all__ = ["FitSettings", "StageReport", "fit", "new_card", "state_folder"]
 SMALL = 256  # latent entries up to which "auto" takes experts
 DEFAULT_WIDTH = {"experts": 128, "unet": 32}
 DIVERGED = 10.0  # times the size of pictures and cloud (and 1): no stage has to carry anything that far
-ABOUT, PAIRS, PROGRESS = "card.json", "pairs.safetensors", "progress.safetensors"
 
 
 class DivergedError(ValueError):
@@ -98,11 +97,6 @@ class Pairs(NamedTuple):
     c: Tensor  # those as pictures (n, *image_shape)
 
 
-def state_folder(folder: Path) -> Path:
-    """Where an unfinished fit of `folder` lives."""
-    return folder.with_name(folder.name + ".state")
-
-
 @torch.no_grad()
 def fit(
     draw: Callable[[], tuple[Tensor, Tensor]],
@@ -132,11 +126,10 @@ def fit(
         report: called after every stage.
 
     Returns:
-        The flow, on the CPU; `load_fitted(folder)` gives it again.
+        The flow, on the CPU.
 
     Raises:
-        ValueError: the settings do not fit the pictures or the operator, the state beside the folder belongs to another
-            fit, or the fit diverged.
+        ValueError: the settings do not fit, the state beside the folder belongs to another fit, or the fit diverged.
         FileExistsError: the folder exists and is not an earlier fit.
     """
     check_replaceable(folder)
@@ -150,7 +143,7 @@ def fit(
     flow.spread.copy_(coarse.var(dim=0).mean().sqrt())
     x, done = torch.empty(0), 0
     if (work / PROGRESS).exists():
-        kept = _load(work / PROGRESS)
+        kept = load_state(work / PROGRESS)
         x, done = kept.pop("x").to(device), int(kept.pop("done"))
         flow.load_state_dict(kept)
     for k in range(done, len(flow.stages)):
@@ -177,14 +170,14 @@ def _pairs(
     device: str | torch.device,
 ) -> Pairs:
     """What is learned from: drawn once, and kept with the card in the folder of the state."""
-    _check_state(work, card)
+    check_state(work, card)
     if not (work / PAIRS).exists():
         z, y = draw()
         atomic_write(work / ABOUT, card.encode())
         atomic_write(work / PAIRS, save({"z": z.contiguous(), "y": y.contiguous(), "probe": flow.probe.cpu()}))
-    stored = _load(work / PAIRS)
+    stored = load_state(work / PAIRS)
     if not does_the_same(operator, stored["probe"]):
-        raise _another_fit(work)
+        raise another_fit(work)
     z, y = (stored[key].to(device, torch.float32) for key in "zy")
     return Pairs(z, y, torch.cat([condition(Problem(operator, noise, part)) for part in y.split(CHUNK)]))
 
@@ -197,11 +190,11 @@ def new_card(
     source: str,
     name: str = "",
     prior: Prior | None = None,
-) -> Card:
+) -> FlowCard:
     """What `fit` writes beside the flow; what does not depend on software tells fits apart."""
     latent_shape = operator.image_shape if prior is None else prior.latent_shape(operator.image_shape)
     kind = _network(settings, latent_shape)
-    return Card(
+    return FlowCard(
         operator=name or operator_text(operator),
         noise=str(noise),
         prior=source,
@@ -252,31 +245,6 @@ def _fit_stage(flow: FittedFlow, k: int, x: Tensor, pairs: Pairs, settings: FitS
     if not (_rms(moved) <= far and (missed is None or missed <= far)):
         raise DivergedError("The fit diverged; lower --lr or --step-size, or take more --slices.")
     return x - moved, StageReport(k + 1, len(flow.stages), _rms(moved), missed)
-
-
-def _check_state(work: Path, text: str) -> None:
-    """Refuse a state folder that is not the state of this very fit."""
-    path = work / ABOUT
-    if path.is_file():
-        if path.read_text() != text:
-            raise _another_fit(work)
-    elif work.exists() and (not work.is_dir() or any(not is_unfinished(entry) for entry in work.iterdir())):
-        raise FileExistsError(f"{work} exists and is not the state of a fit; choose another folder with -o.")
-
-
-def _another_fit(work: Path) -> ValueError:
-    return ValueError(
-        f"{work} holds an unfinished fit with other options; repeat its options (see {ABOUT}) to finish it, or remove "
-        "that folder."
-    )
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    """Tensors of an unfinished fit."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError):
-        raise ValueError(f"{path} is damaged; remove the folder {path.parent}, and the fit starts anew.") from None
 
 
 def _network(settings: FitSettings, latent_shape: Shape) -> NetworkKind:

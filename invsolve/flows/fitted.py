@@ -24,7 +24,7 @@ from ..rng import ImageRng
 from ..spec import format_spec
 from .networks import NetworkKind, StageNetwork
 
-__all__ = ["Card", "FittedFlow", "condition", "does_the_same", "load_fitted", "new_flow", "operator_text"]
+__all__ = ["FittedFlow", "FlowCard", "condition", "does_the_same", "load_fitted", "new_flow", "operator_text"]
 
 CARD, WEIGHTS = "card.json", "flow.safetensors"
 FORMAT = 3  # one more with every change of the networks
@@ -34,7 +34,7 @@ Draw = Callable[[tuple[int, ...]], Tensor]  # normal numbers (B, *shape) for the
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class FlowCard:
     """What a flow was fitted for, and how.
 
     Arguments:
@@ -83,7 +83,7 @@ class FittedFlow(nn.Module):
     probe: Tensor
     decoded: Tensor
 
-    def __init__(self, card: Card, data_shape: tuple[int, ...], decoded_shape: tuple[int, ...] = (0,)) -> None:
+    def __init__(self, card: FlowCard, data_shape: tuple[int, ...], decoded_shape: tuple[int, ...] = (0,)) -> None:
         super().__init__()
         self.card = card
         self.register_buffer("mean", torch.zeros(card.levels[0]))
@@ -183,7 +183,7 @@ def _load(folder: str, _changed: int) -> FittedFlow:
             raise ValueError("it is of another version of invsolve")
         content["image_shape"] = tuple(content["image_shape"])
         content["levels"] = tuple(tuple(shape) for shape in content["levels"])
-        card = TypeAdapter(Card).validate_python(content)
+        card = TypeAdapter(FlowCard).validate_python(content)
         tensors = load_file(Path(folder) / WEIGHTS)
         with torch.random.fork_rng(devices=[]):  # the weights drawn first are not wanted
             flow = FittedFlow(card, tuple(tensors["probe"].shape), tuple(tensors["decoded"].shape))
@@ -198,7 +198,7 @@ def _load(folder: str, _changed: int) -> FittedFlow:
     return flow.requires_grad_(False).eval()
 
 
-def new_flow(card: Card, operator: Operator, seed: int, prior: Prior | None = None) -> FittedFlow:
+def new_flow(card: FlowCard, operator: Operator, seed: int, prior: Prior | None = None) -> FittedFlow:
     """A flow for this operator whose networks are yet to be trained.
 
     Arguments:
