@@ -66,7 +66,7 @@ class Range:
         kind = numbers.Integral if whole else numbers.Real
         if not isinstance(value, kind) or isinstance(value, bool):
             return False
-        return isinstance(value, float) or abs(value) < LARGEST  # type: ignore[no-any-return, operator, arg-type]
+        return not isinstance(value, numbers.Integral) or abs(int(value)) < LARGEST
 
 
 @dataclass(frozen=True, kw_only=True)

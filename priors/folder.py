@@ -91,12 +91,14 @@ def load_folder(
     size = trained_size(config)
     plan = _memory(memory, part, coder, dtype, (factor * (size or UNKNOWN_SIZE)) ** 2, device)
     backbone = _load_backbone(kind, backbone_kind, part, dtype, plan, factor)
-    edm = {
-        "data_std": read_number(scheduler, "sigma_data", 0.5),
-        "sigma_min": read_number(scheduler, "sigma_min", 0.002),
-    }
-    asked = prompts.guidances(backbone, encoded)
-    prior: Prior = NetworkPrior(backbone, schedule, parameterisation, prompts=asked, **edm)
+    prior: Prior = NetworkPrior(
+        backbone,
+        schedule,
+        parameterisation,
+        prompts=prompts.guidances(backbone, encoded),
+        data_std=read_number(scheduler, "sigma_data", 0.5),
+        sigma_min=read_number(scheduler, "sigma_min", 0.002),
+    )
     prior.calibration = _read_calibration(folder)
     if size is not None:
         prior = TiledPrior(prior, size=size, overlap=size // 4)

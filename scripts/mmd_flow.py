@@ -26,8 +26,9 @@ from invsolve.metrics import coverage
 from invsolve.rng import ImageRng, derive_seed
 from invsolve.sample import measure, sample_pictures
 from invsolve.solvers import MMDFlow
+from invsolve.validate.cases import digits_mixture
 from invsolve.validate.metrics import evaluate
-from invsolve.validate.suites import digits_mixture, find_suite
+from invsolve.validate.suites import find_suite
 
 COLUMNS = ("sw1", "mean_error", "cov_error", "mode_tv", "coverage")
 SHAPE, CANVAS, DRAW_STEPS = (3, 16, 16), 64, 10

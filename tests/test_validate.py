@@ -44,10 +44,10 @@ from invsolve.validate import (
     suite_tables,
 )
 from invsolve.validate.calibration import coverage_curve, ranks, tarp_values, uniformity
+from invsolve.validate.cases import gmm25_mixture, mcgdiff_path
 from invsolve.validate.metrics import bures, coverage, kl, ksd, max_sliced_wasserstein, sliced_wasserstein
 from invsolve.validate.problems import Suite, case_of, wide_grid
 from invsolve.validate.runner import run_row, steps_for
-from invsolve.validate.suites import gmm25_mixture, mcgdiff_path
 
 GOLDEN = Path(__file__).parent / "golden" / "gmm25"
 METHODS = ("exact samples", "mcgdiff", "pigdm", "dps", "ddrm", "prior samples")  # columns of the stored results

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from ..api import restore
-from ..defaults import default_solver
-from ..doubts.judge import DoubtWarning
+from ..doubts.expected import name_of
 from ..files.atomic import atomic_folder
 from ..files.encode import check_folder_name, save_png, spread_picture
 from ..files.provenance import figure_metadata, provenance
 from ..metrics import psnr, ssim
 from ..noise import GaussianNoise, NoNoise
 from ..operators import OPERATORS, build_operator
+from ..plan import plan
 from ..priors import Prior, load_prior
 from ..problem import simulate
 from ..result import Result, Status, json_number
@@ -112,44 +110,47 @@ def run_demo(
     with atomic_folder(Path(folder)) as work:
         save_png(truth[0], work / "photo.png", provenance("demo", "photograph"))
         for k, task in enumerate(TASKS if tasks is None else tasks, start=1):
-            name, fields = parse_spec(task.operator, OPERATORS, "operator")
-            operator = build_operator(name, (3, SIZE, SIZE), **fields)
-            noise = GaussianNoise(task.sigma) if task.sigma else NoNoise()
-            y = simulate(operator, noise, truth, ImageRng([seed]))
-            spec = default_solver(operator)
-            shown = operator.crop(truth)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DoubtWarning)  # the row has it
-                result = restore(
-                    y,
-                    operator=operator,
-                    prior=prior,
-                    solver=spec,
-                    sigma=noise,
-                    steps=STEPS,
-                    samples=samples,
-                    seed=seed,
-                    batch_size=BATCH_SIZE,
-                    observers=observers,
-                )
-            if any(status is not Status.ok for status in result.status[0]):
-                raise ValueError(f"{task.title}: {Status.nonfinite.value}")
-            _save_pictures(work, f"{k}-{name}", y, shown, result)
-            row = DemoRow(
-                task=task.title,
-                solver=spec,
-                psnr=float(psnr(result.mean, shown)),
-                ssim=float(ssim(result.mean, shown)),
-                psnr_sample=float(psnr(result.images, shown)),
-                chi2=json_number(float(result.chi2.mean())) if task.sigma else None,
-                network_calls=result.stats["network"],
-                seconds=result.stats["seconds"],
-                doubts=result.doubts[0],
-            )
+            row = _run_task(k, task, truth, prior, samples, seed, observers, work)
             rows.append(row)
             report(row)
         (work / "table.json").write_text(json.dumps([row.__dict__ for row in rows], indent=2) + "\n")
     return rows
+
+
+def _run_task(
+    k: int,
+    task: Task,
+    truth: Tensor,
+    prior: Prior,
+    samples: int,
+    seed: int,
+    observers: Sequence[Observer],
+    work: Path,
+) -> DemoRow:
+    """Restore the k-th task, and leave its pictures."""
+    name, fields = parse_spec(task.operator, OPERATORS, "operator")
+    operator = build_operator(name, (3, SIZE, SIZE), **fields)
+    noise = GaussianNoise(task.sigma) if task.sigma else NoNoise()
+    y = simulate(operator, noise, truth, ImageRng([seed]))
+    run = plan(
+        y, operator=operator, prior=prior, sigma=noise, steps=STEPS, samples=samples, seed=seed, batch_size=BATCH_SIZE
+    )
+    result = run(observers)
+    if not result.ok:
+        raise ValueError(f"{task.title}: {Status.nonfinite.value}")
+    shown = operator.crop(truth)
+    _save_pictures(work, f"{k}-{name}", y, shown, result)
+    return DemoRow(
+        task=task.title,
+        solver=name_of(run.solver),
+        psnr=float(psnr(result.mean, shown)),
+        ssim=float(ssim(result.mean, shown)),
+        psnr_sample=float(psnr(result.images, shown)),
+        chi2=json_number(float(result.chi2.mean())) if task.sigma else None,
+        network_calls=result.stats["network"],
+        seconds=result.stats["seconds"],
+        doubts=result.doubts[0],
+    )
 
 
 def _save_pictures(folder: Path, prefix: str, y: Tensor, truth: Tensor, result: Result) -> None:

@@ -6,7 +6,7 @@ Whatever goes wrong for a reason the user can change ends as one sentence and ex
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -67,7 +67,7 @@ app = typer.Typer(
 prior_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Priors of the model hub.")
 app.add_typer(prior_app, name="prior")
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., int | None]] = {
     "restore": restore_files,
     "degrade": degrade_files,
     "demo": show_demo,
@@ -79,7 +79,8 @@ COMMANDS = {
 }
 for _name, _run in COMMANDS.items():
     add_command(app, _name, _run)
-for _name, _run in {"pull": pull_prior, "convert": convert_prior}.items():
+PRIOR_COMMANDS: dict[str, Callable[..., int | None]] = {"pull": pull_prior, "convert": convert_prior}
+for _name, _run in PRIOR_COMMANDS.items():
     add_command(prior_app, _name, _run)
 
 

@@ -124,10 +124,10 @@ def validate_samplers(options: ValidateOptions, console: Console, errors: Consol
         _show(table, console)
     save_markdown(suite_tables(chosen, measured), out / "table.md")
     if options.curve:
-        for setting in options.setting or chosen.settings:
-            shown = [record for record in measured if record.setting == setting]
-            figure = curve_figure(shown, "sw1", f"{chosen.name}, {setting}")
-            figure.savefig(out / f"curve {setting}.png", dpi=150, metadata=figure_metadata("validate"))
+        for one in options.setting or chosen.settings:
+            shown = [record for record in measured if record.setting == one]
+            figure = curve_figure(shown, "sw1", f"{chosen.name}, {one}")
+            figure.savefig(out / f"curve {one}.png", dpi=150, metadata=figure_metadata("validate"))
     console.print(f"The results are in {out}.")
 
 
@@ -135,7 +135,7 @@ def _rows(suite: Suite, options: ValidateOptions) -> list[Row]:
     """What is to be run: the exact and the prior samples, and at least one solver."""
     rows = default_rows(
         suite,
-        options.solver,
+        options.solver or (),
         calls=options.calls,
         steps=options.steps,
         times=options.times,
@@ -144,11 +144,11 @@ def _rows(suite: Suite, options: ValidateOptions) -> list[Row]:
     )
     rows = list(dict.fromkeys(rows))
     names = list(dict.fromkeys(row.spec.partition("(")[0] for row in rows[2:]))
-    for name in options.without:
+    for name in options.without or ():
         if options.solver or name not in names:
             reason = "--solver names what to run" if options.solver else f"solvers are {', '.join(names)}"
             raise ValueError(f"--without {name} leaves nothing out: {reason}.")
-    rows = [row for row in rows if row.spec.partition("(")[0] not in options.without]
+    rows = [row for row in rows if row.spec.partition("(")[0] not in (options.without or ())]
     solvers = [build_solver(row.spec) for row in rows[2:]]
     if not solvers:
         raise ValueError("--without leaves no solver; leave out fewer.")
