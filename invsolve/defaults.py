@@ -14,8 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from .noise import GaussianNoise, Noise, NoNoise
-from .operators import LinearOperator, Operator
-from .operators.identity import Identity
+from .operators import LinearOperator, Operator, operator_fields
 from .problem import Problem
 from .spec import parse_level
 
@@ -26,7 +25,7 @@ LEAST_NOISE = 1e-5  # the rounding of 16 bits
 
 def default_solver(operator: Operator) -> str:
     """The solver where none is named: DDRM for denoising, DiffPIR for other linear operators, else DDNM."""
-    if isinstance(operator, Identity):
+    if operator.picture_error == 0:
         return "ddrm"
     return "diffpir" if isinstance(operator, LinearOperator) else "ddnm"
 
@@ -37,12 +36,13 @@ def default_steps(operator: Operator, samples: int, times: str | None = None) ->
     One step is that from the noise of y only, so not on a grid that starts elsewhere.
     """
     from_data = times in (None, "from_data")
-    return 1 if isinstance(operator, Identity) and samples == 1 and from_data else None
+    return 1 if operator.picture_error == 0 and samples == 1 and from_data else None
 
 
 def with_file_tables(name: str, fields: dict[str, Any], path: Path, file_format: str) -> dict[str, Any]:
-    """The fields of an operator; for `jpeg` without a quality on a JPEG file, the file itself says how it was made."""
-    if name == "jpeg" and file_format == "JPEG" and not fields.keys() & {"quality", "tables_from"}:
+    """The fields of an operator; one that can read how a JPEG file was made reads it, if nothing else says so."""
+    known = operator_fields(name)
+    if "tables_from" in known and file_format == "JPEG" and not fields.keys() & {"quality", "tables_from"}:
         return fields | {"tables_from": str(path)}
     return fields
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .noise import Noise
 from .operators.base import LinearOperator, Operator, PinvOperator, check_shape
-from .operators.identity import Identity
-from .operators.jpeg import JPEG
 from .rng import ImageRng
 
 SIGNAL_STD = 0.5  # standard deviation of a photograph in [-1, 1] units
@@ -69,10 +67,9 @@ class Problem:
 
         Exactly so for A = I, where it is the noise of y; for JPEG the error of the compression stands for it.
         """
-        if isinstance(self.operator, JPEG):
-            return math.hypot(self.operator.typical_error, float(self.std.max()))
-        std = float(self.std.max())
-        return std if isinstance(self.operator, Identity) and std > 0 else math.inf
+        error = self.operator.picture_error
+        ratio = math.inf if error is None else math.hypot(error, float(self.std.max()))
+        return ratio if ratio > 0 else math.inf
 
     @property
     def n_data(self) -> float:

@@ -108,6 +108,7 @@ class Operator(nn.Module, abc.ABC):
     fields: ClassVar[tuple[str, ...]] = ()
     spec: dict[str, Any] | None = None  # {"name": row of OPERATORS, **fields}: set by build_operator, for records
     notes: tuple[str, ...] = ()  # what its user should know, as sentences
+    picture_error: float | None = None  # root mean square of A(x) - x, where A(x) is the picture but for small errors
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

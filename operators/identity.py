@@ -18,6 +18,8 @@ class Identity(SpectralOperator):
         image_shape: (C, H, W).
     """
 
+    picture_error = 0.0
+
     def forward(self, x: Tensor) -> Tensor:
         return x
 

@@ -82,7 +82,7 @@ class JPEG(PinvOperator):
         return y
 
     @cached_property
-    def typical_error(self) -> float:
+    def picture_error(self) -> float:  # type: ignore[override]
         """Root mean square of A(x) - x on a random texture with the spread of a photograph, in [-1, 1] units.
 
         As a picture, y is about this noisy: a solver that starts from y need not start at a higher noise level.  The

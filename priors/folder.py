@@ -72,8 +72,7 @@ def load_folder(
         device: where to compute; the CPU if not given.
 
     Raises:
-        ValueError: the folder lacks a part or holds code, a part is damaged or not known, or parts do not fit each
-            other.
+        ValueError: the folder lacks a part or holds code, or a part is damaged, not known, or does not fit the others.
     """
     folder, device = Path(folder), device or torch.device("cpu")
     dtype = parse_dtype(dtype) or default_dtype(folder, device)
@@ -122,11 +121,7 @@ def _memory(mode: str, part: Path, coder: Any, dtype: torch.dtype, pixels: int, 
 
 
 def _latent(coder: Any, prior: Prior, backbone: Backbone, plan: Memory, folder: Path) -> LatentPrior:
-    """The prior of latents with its autoencoder.
-
-    Raises:
-        ValueError: they belong to different models.
-    """
+    """The prior of latents with its autoencoder; a ValueError if they belong to different models."""
     latent = LatentPrior(coder, prior, tile=plan.tile)
     if backbone.channels != latent.latent_channels:
         raise ValueError(

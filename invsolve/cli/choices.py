@@ -141,7 +141,7 @@ def files_of(fields: Mapping[str, Any]) -> list[Path]:
     return [Path(fields[key]) for key in ("mask", "kernel") if isinstance(fields.get(key), str)]
 
 
-def fields_for(name: str, fields: dict[str, Any], source: Source) -> dict[str, Any]:
+def fields_for(fields: dict[str, Any], source: Source) -> dict[str, Any]:
     """The operator's fields for one picture, which differ only where `mask` is a folder of masks.
 
     A picture a.jpg of the sub-folder s has its mask in s/a.png, or any other suffix, of that folder, else in a.png.
@@ -149,7 +149,7 @@ def fields_for(name: str, fields: dict[str, Any], source: Source) -> dict[str, A
     Raises:
         ValueError: the folder does not hold one mask with the stem of the picture.
     """
-    if name != "inpaint" or not Path(fields["mask"]).is_dir():
+    if "mask" not in fields or not Path(fields["mask"]).is_dir():
         return fields
     stem = source.path.stem
     for folder in (Path(fields["mask"]) / source.name.parent, Path(fields["mask"])):
@@ -168,7 +168,7 @@ def operator_for(name: str, fields: dict[str, Any], image_shape: Shape, max_pixe
     Raises:
         ValueError: a field has no sense for this picture, or a file cannot be used.
     """
-    if name == "inpaint":
+    if "mask" in fields:
         holes = load_mask(fields["mask"], max_pixels)
         if tuple(holes.shape) != image_shape[1:]:
             raise ValueError(

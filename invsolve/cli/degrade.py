@@ -141,7 +141,7 @@ def _degrade_one(job: Job, source: Source, output: Path) -> tuple[str, Path | No
     """Write the measurement of one picture, its mask if it has one, and its record: (what to tell, the mask)."""
     picture = load_image(source.path, job.max_pixels, keep_metadata=job.keep_metadata)
     like = picture if job.bit_depth is None else at_bit_depth(picture, job.bit_depth)
-    name, fields = job.operator, fields_for(job.operator, job.fields, source)
+    name, fields = job.operator, fields_for(job.fields, source)
     built = operator_for(name, fields, picture.shape, job.max_pixels)
     y = simulate(built, job.noise, picture.tensor[None], ImageRng([derive_seed(job.seed, picture.sha256)]))[0]
     if y.ndim != 3 or len(y) not in (1, 3):

@@ -82,7 +82,7 @@ def _restore_one(job: Job, source: Source, output: Path, bar: StepBar) -> tuple[
     """Restore one picture, unless its record says that it is done: ("restored" or "skipped", what to tell)."""
     options = job.options
     picture = load_image(source.path, options.max_pixels, keep_metadata=options.keep_metadata)
-    fields = fields_for(job.operator, job.fields, source)
+    fields = fields_for(job.fields, source)
     fields = with_file_tables(job.operator, fields, source.path, picture.format)
     run = job.run(picture, _build_operator(job, source, picture, fields), source)
     key = hashlib.sha256(json.dumps([run.key, picture.sha256, options.keep_metadata]).encode()).hexdigest()

@@ -28,8 +28,6 @@ from torch import Tensor
 
 from ..noise import GaussianNoise
 from ..operators.base import LinearOperator, Operator
-from ..operators.identity import Identity
-from ..operators.jpeg import JPEG
 from ..priors import Prior
 from ..problem import Problem
 from ..solver import Solver
@@ -71,10 +69,8 @@ class Band(NamedTuple):
 
 def kind_of(operator: Operator) -> str:
     """The kind of operator that chi2 is measured for, as the table names it; empty for others."""
-    if isinstance(operator, Identity):
-        return "denoising"
-    if isinstance(operator, JPEG):
-        return "JPEG"
+    if operator.picture_error is not None:
+        return "denoising" if operator.picture_error == 0 else "JPEG"
     shape, data = operator.shown_shape, operator.data_shape
     if not isinstance(operator, LinearOperator) or len(data) != 3 or data[0] != shape[0]:
         return ""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..files.holes import mask_notes
 from ..operators.base import Operator
-from ..operators.identity import Identity
 from ..priors import Prior
 from ..problem import Problem
 from ..result import Result, json_number
@@ -66,7 +65,7 @@ def judge(
         band = expected_band(problem, finite, solver, steps, times, prior, rounding[b]) if len(finite) else None
         bands.append(None if band is None else [json_number(band.low), json_number(band.high)])
         told = doubts_of(chi2, band, float(outside[b]), problem.operator, name_of(solver))
-        if isinstance(problem.operator, Identity) and not bool(problem.std.any()):
+        if problem.operator.picture_error == 0 and not bool(problem.std.any()):
             told.append(NOTHING)
         doubts.append(tuple(told))
     return replace(result, doubts=tuple(doubts), record=result.record | {"expected_chi2": bands})
