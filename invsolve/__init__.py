@@ -10,10 +10,12 @@ from importlib.metadata import version
 from .api import restore
 from .noise import GaussianNoise, Noise, NoNoise, PoissonNoise
 from .operators import OPERATORS, LinearOperator, Operator, build_operator
+from .plan import plan
 from .priors import PRIORS, Prior, load_prior
 from .problem import Problem, simulate
 from .result import Result, Status
 from .rng import ImageRng
+from .run import Run
 from .solve import default_times, solve
 from .solver import Solver
 from .solvers import SOLVERS, build_solver
@@ -34,6 +36,7 @@ __all__ = [
     "Prior",
     "Problem",
     "Result",
+    "Run",
     "Solver",
     "Status",
     "build_operator",
@@ -41,6 +44,7 @@ __all__ = [
     "default_times",
     "load_prior",
     "make_times",
+    "plan",
     "restore",
     "simulate",
     "solve",

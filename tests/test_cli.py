@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import shlex
 from pathlib import Path
@@ -353,15 +354,17 @@ def test_the_default_solver_fits_the_operator() -> None:
     assert record("restored/a.json")["solver"]["name"] == "diffpir"
 
 
-def test_the_commands_of_the_readme() -> None:
+def test_the_commands_of_the_readme_and_its_pages() -> None:
     for name in ("scan.png", "small/1.png", "noisy/1.png"):
         picture(name)
     for name in ("photo.jpg", "old.jpg"):
         with Image.open("scan.png") as source:
             source.save(name)
     mask("scratches.png")
-    commands = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("invsolve ")]
-    assert len(commands) >= 7
+    pages = [ROOT / "README.md", ROOT / "docs" / "photos.md", ROOT / "docs" / "priors.md"]
+    lines = itertools.chain.from_iterable(page.read_text().splitlines() for page in pages)
+    commands = [line for line in lines if line.startswith("invsolve ")]
+    assert len(commands) >= 12
     for command in commands:
         words = shlex.split(command, comments=True)[1:]
         for option in ("--prompt", "--guidance"):  # of a hub prior, in whose place the Gaussian one is put
