@@ -43,6 +43,16 @@ def test_import_is_light():
     assert output.stdout.strip() == "[]"
 
 
+def test_all_of_the_package_comes_from_this_tree():
+    """An editable install of another checkout would give half of each."""
+    import invsolve
+    import invsolve.operators
+    import invsolve.priors
+
+    found = {Path(module.__file__).parent.parent for module in (invsolve, invsolve.operators, invsolve.priors)}
+    assert found == {ROOT}, f"install this checkout: pip install -e {ROOT}"
+
+
 @pytest.mark.parametrize("name", ["operators", "priors"])
 def test_a_second_copy_cannot_be_loaded(name):
     """From the repository root `import operators` finds the folder, and must fail rather than load it twice."""
