@@ -6,7 +6,7 @@ import abc
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,11 @@ class Prior(nn.Module, abc.ABC):
         """Whether a part of it must stay where it is: weights of few bits, or that come block by block."""
         return any(getattr(module, "stays", False) for module in self.modules())
 
+    def known_as(self, prior: Prior) -> Self:
+        """This prior with the name, the memory mode and the calibration of another one that it is seen from."""
+        self.name, self.memory_mode, self.calibration = prior.name, prior.memory_mode, prior.calibration
+        return self
+
     def sized(self, image_shape: Shape) -> Prior:  # noqa: ARG002
         """This prior for pictures of one size (C, H, W); itself, unless `decode` must crop."""
         return self
@@ -133,8 +138,8 @@ class Wrapper(Prior, abc.ABC):
     def __init__(self, prior: Prior) -> None:
         super().__init__()
         self.prior, self.schedule, self.channels = prior, prior.schedule, prior.channels
-        self.calls_per_predict, self.calibration = prior.calls_per_predict, prior.calibration
-        self.name = prior.name
+        self.calls_per_predict = prior.calls_per_predict
+        self.known_as(prior)
 
     @abc.abstractmethod
     def around(self, prior: Prior) -> Wrapper:
@@ -160,9 +165,7 @@ class Wrapper(Prior, abc.ABC):
         return self._with(self.prior.prompted(prompt))
 
     def _with(self, prior: Prior) -> Wrapper:
-        wrapper = self.around(prior)
-        wrapper.calibration = self.calibration
-        return wrapper
+        return self.around(prior).known_as(self)
 
 
 class Rescheduled(Wrapper):
@@ -202,7 +205,8 @@ class Guided(Prior):
     def __init__(self, positive: Prior, negative: Prior, scale: float) -> None:
         super().__init__()
         self.positive, self.negative, self.scale = positive, negative, scale
-        self.schedule, self.channels, self.calibration = positive.schedule, positive.channels, positive.calibration
+        self.schedule, self.channels = positive.schedule, positive.channels
+        self.known_as(positive)
         self.calls_per_predict = positive.calls_per_predict + negative.calls_per_predict
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
@@ -223,22 +227,21 @@ class Guided(Prior):
         return self.positive.latent_shape(image_shape)
 
     def sized(self, image_shape: Shape) -> Prior:
-        prior = Guided(self.positive.sized(image_shape), self.negative.sized(image_shape), self.scale)
-        prior.calibration = self.calibration
-        return prior
+        return Guided(self.positive.sized(image_shape), self.negative.sized(image_shape), self.scale).known_as(self)
 
 
-class Metered(Prior):
+class Metered(Wrapper):
     """Counts what a solver asks of a prior, in rows: three pictures in one call are three.
 
     `counts` has network (calls of predict), network_vjp (gradients through it), encode, decode and decode_vjp.
     """
 
     def __init__(self, prior: Prior) -> None:
-        super().__init__()
-        self.prior, self.schedule, self.calibration = prior, prior.schedule, prior.calibration
-        self.channels, self.calls_per_predict = prior.channels, prior.calls_per_predict
+        super().__init__(prior)
         self.counts = dict.fromkeys(("network", "network_vjp", "encode", "decode", "decode_vjp"), 0)
+
+    def around(self, prior: Prior) -> Wrapper:
+        return Metered(prior)
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
         rows = len(z) * self.prior.calls_per_predict
@@ -270,9 +273,6 @@ class Metered(Prior):
 
         watched.register_hook(count)
         return watched
-
-    def latent_shape(self, image_shape: Shape) -> Shape:
-        return self.prior.latent_shape(image_shape)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:

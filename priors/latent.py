@@ -60,9 +60,7 @@ class LatentPrior(Wrapper):
 
     def sized(self, image_shape: Shape) -> LatentPrior:
         inner = self.prior.sized(self.latent_shape(image_shape))
-        prior = LatentPrior(self.autoencoder, inner, image_shape, self.tile)
-        prior.calibration = self.calibration
-        return prior
+        return LatentPrior(self.autoencoder, inner, image_shape, self.tile).known_as(self)
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
         return self.prior.predict(z, t)

@@ -81,7 +81,7 @@ class NetworkPrior(Prior):
             raise ValueError(
                 f"The prior was not loaded with the prompt {prompt!r}; give load_prior all prompts at once."
             )
-        prior = NetworkPrior(
+        return NetworkPrior(
             self.backbone,
             self.schedule,
             self.parameterisation,
@@ -89,9 +89,7 @@ class NetworkPrior(Prior):
             prompt=prompt,
             data_std=self.data_std,
             sigma_min=self.sigma_min,
-        )
-        prior.calibration = self.calibration
-        return prior
+        ).known_as(self)
 
     def predict(self, z: Tensor, t: Tensor) -> Endpoints:
         alpha, sigma = (expand_to(a.to(z), z) for a in self.schedule(t))

@@ -584,3 +584,14 @@ def test_residual_unet_is_preconditioned_as_written():
     f = network.residual(y / (sigma**2 + d**2) ** 0.5, torch.full((2,), math.log(sigma)).double())
     clean = d**2 / (sigma**2 + d**2) * y + sigma * d / (sigma**2 + d**2) ** 0.5 * f
     torch.testing.assert_close(network(x_t, 1000 * t).sample, (x_t - clean) / t, rtol=1e-6, atol=1e-6)
+
+
+def test_a_prior_seen_another_way_keeps_what_is_known_of_it():
+    """Sized, grey or under another schedule: name, memory mode and calibration stay."""
+    prior = load_prior("natural-latent", "float32")
+    prior.memory_mode, prior.calibration = "low", torch.ones(100)
+    views = [prior.sized((3, 48, 40)), as_grey(prior), as_grey(prior).sized((1, 48, 40)), Rescheduled(prior, VE())]
+    for view in [*views, Metered(prior), Metered(views[2])]:
+        assert (view.name, view.memory_mode) == ("natural-latent", "low")
+        assert view.calibration is prior.calibration
+        assert view.has_decoder and view.latent_shape((3, 48, 40)) == prior.latent_shape((3, 48, 40))
