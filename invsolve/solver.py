@@ -78,7 +78,6 @@ class Solver(abc.ABC, Generic[State]):
     """
 
     requires: ClassVar[type[Operator]] = Operator  # type: ignore[type-abstract] # the capability it needs of an operator
-    samples_posterior: ClassVar[bool] = False  # they follow p(x | y) of any prior, given enough steps and particles
     interacting: ClassVar[bool] = False  # particles: the samples of one measurement see each other
     needs_fit: ClassVar[bool] = False  # good on pictures only after a fit; without, in a few dimensions
     latents: ClassVar[bool] = True  # whether it runs through a decoder
@@ -143,6 +142,11 @@ class Solver(abc.ABC, Generic[State]):
                 f"{cls.__name__} has no official settings of its own; its defaults are those of the table in its file."
             )
         return cls(**{**cls.published, **changes})
+
+    @property
+    def samples_posterior(self) -> bool:
+        """Whether the samples follow p(x | y) of any prior, given enough steps and particles."""
+        return False
 
     def network_calls(self, steps: int) -> int:
         """Calls of `prior.predict` per sample in a run of that many steps; a test holds every solver to it."""

@@ -295,7 +295,7 @@ def test_mmps_samples_the_posterior_of_a_gaussian_prior(eta, n):
     assert mean < 0.02
     assert fine < 0.05
     assert 3 < coarse / fine < 5
-    assert not MMPS.samples_posterior  # of any prior: see test_validate
+    assert not MMPS().samples_posterior  # of any prior: see test_validate
 
 
 def test_too_few_krylov_steps_are_no_posterior():

@@ -118,7 +118,7 @@ def samples_of(name, case):
     [
         pytest.param(name, marks=pytest.mark.slow if name == "sgfm" else ())  # 10 s; in test_ode_solvers.py, too
         for name in SOLVERS
-        if SOLVERS[name].samples_posterior
+        if SOLVERS[name]().samples_posterior
     ],
 )
 def test_who_claims_to_sample_the_posterior_does(name, kind):
@@ -137,7 +137,7 @@ TOO_FEW = {("gaussian-100", "mcgdiff")}  # a thousand particles, as its docstrin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", ["gmm25-8", "gaussian-100"])
-@pytest.mark.parametrize("name", [name for name in SOLVERS if SOLVERS[name].samples_posterior])
+@pytest.mark.parametrize("name", [name for name in SOLVERS if SOLVERS[name]().samples_posterior])
 def test_who_claims_to_sample_the_posterior_does_in_the_suites(suite, name):
     """Within three times the floor in SW1, on three problems, with the settings of the suite."""
     rows = default_rows(find_suite(suite), [name])

@@ -85,7 +85,7 @@ def _claims(solver: type[Solver[Any]]) -> str:
     needs = "any operator" if solver.requires is Operator else f"a {solver.requires.__name__}"
     follows = (
         "follow the posterior, given enough steps and samples"
-        if solver.samples_posterior
+        if solver().samples_posterior
         else "need not follow the posterior"
     )
     together = "; the samples of one picture see each other" if solver.interacting else ""

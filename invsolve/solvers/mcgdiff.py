@@ -89,7 +89,6 @@ class MCGDiff(Solver[State]):
     """
 
     requires = SpectralOperator
-    samples_posterior = True
     interacting = True
     latents = False
     times = "vp"
@@ -98,6 +97,10 @@ class MCGDiff(Solver[State]):
 
     eta: Annotated[float, Range(0.01, 1)] = 1.0
     resampling: Resampling = "systematic"
+
+    @property
+    def samples_posterior(self) -> bool:
+        return True
 
     def init(self, t: Tensor, problem: Problem, prior: Prior, rng: ImageRng) -> State:
         operator, (alpha, sigma) = _spectral(problem), prior.schedule(t)

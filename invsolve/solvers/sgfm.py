@@ -77,7 +77,6 @@ class SGFM(Solver[Chain | Descent]):
         evaluations: evaluations of the objective and its gradient per step of the optimising variants.
     """
 
-    samples_posterior = True
     needs_float32 = True
     times = "uniform"
     steps = 60
@@ -88,6 +87,10 @@ class SGFM(Solver[Chain | Descent]):
     global_moves: Annotated[int, Range(0)] = 2
     burn_in: Annotated[float, Range(0, 1)] = 0.75
     evaluations: Annotated[int, Range(1)] = 10
+
+    @property
+    def samples_posterior(self) -> bool:
+        return self.variant == "hmc"
 
     def network_calls(self, steps: int) -> int:
         per_step = self.global_moves + 1 + self.leapfrog_steps if self.variant == "hmc" else self.evaluations

@@ -75,7 +75,6 @@ class TDS(Solver[State]):
         resampling: `systematic` (one random number per group), or `multinomial` (one per particle).
     """
 
-    samples_posterior = True
     interacting = True
     times = "vp"
     steps = 100
@@ -85,6 +84,10 @@ class TDS(Solver[State]):
     eta: Annotated[float, Range(0.01, 1)] = 1.0
     resample_below: Annotated[float, Range(0, 1)] = 1.0
     resampling: Resampling = "systematic"
+
+    @property
+    def samples_posterior(self) -> bool:
+        return True
 
     def check(self, problem: Problem, prior: Prior | None = None) -> None:
         super().check(problem, prior)
