@@ -14,6 +14,7 @@ import torch
 
 from ..devices import has_fast_bfloat16, parse_dtype
 from ..tables import Table
+from .backbones import BACKBONES
 from .base import Endpoints, Guided, Metered, Prior, Rescheduled
 from .covariance import Covariance, Diagonal, Full, PowerLaw, Stationary
 from .decoder import LinearDecoder
@@ -156,7 +157,7 @@ def load_prior(
         autoencoder=card.parameters.autoencoder,
         itemsize=dtype.itemsize,
         pixels=card.size**2,
-        recomputes=card.network != "SanaTransformer2DModel",  # AutoencoderDC cannot
+        recomputes=BACKBONES[card.network].autoencoder_recomputes,
         device=device,
     ).mode  # here, since it decides which autoencoder is needed
     folder = pull(name, offline=offline, cache_dir=cache_dir)

@@ -37,6 +37,8 @@ class Backbone(nn.Module, abc.ABC):
     encodes_no_negative: ClassVar[bool] = False  # whether its pipeline then moves away from the encoded empty prompt
     pipeline: ClassVar[str] = ""  # the diffusers pipeline that encodes its prompts
     input_wider: ClassVar[bool] = False  # whether x_t is given in float32 also to a half-precision network
+    autoencoder_recomputes: ClassVar[bool] = True  # whether its autoencoder can, instead of storing for a gradient
+    trained_side: ClassVar[int | None] = None  # of x_t in training, where the config does not say it
 
     def __init__(self, network: nn.Module, pixels_per_latent: int = 1) -> None:
         super().__init__()

@@ -110,6 +110,7 @@ class Flux(Backbone):
     text_keys = ("encoder_hidden_states", "pooled_projections")
     nothing = "empty prompt"
     pipeline = "FluxPipeline"
+    trained_side = 128  # 1024 pixels
 
     @property
     def channels(self) -> int:
@@ -179,6 +180,7 @@ class Sana(Backbone):
     text_keys = ("encoder_hidden_states", "encoder_attention_mask")
     nothing = "empty prompt"
     pipeline = "SanaPipeline"
+    autoencoder_recomputes = False  # AutoencoderDC
 
     def zeros(self) -> dict[str, Tensor]:
         tokens = TRAINED_TEXT_TOKENS["sana"]
@@ -206,7 +208,8 @@ def trained_size(config: Mapping[str, Any]) -> int | None:
     Raises:
         ValueError: it is not a size.
     """
-    size = config.get("sample_size", 128 if config.get("_class_name") == "FluxTransformer2DModel" else None)
+    kind = BACKBONES.get(str(config.get("_class_name")))
+    size = config.get("sample_size", None if kind is None else kind.trained_side)
     sides = size if isinstance(size, list | tuple) else [size]
     if size is None:
         return None
